@@ -1,0 +1,348 @@
+// Package embedded runs tasks in containers without a daemon, on runc's
+// libcontainer.
+//
+// A task's container is set up by a process of its own, the stage: kofarm
+// executed again in a new user and mount namespace. The stage mounts the
+// overlay of the unpacked layers where only it can see it, starts the
+// container from there and waits for it. So there is one way for root and for
+// an ordinary user, and no mount exists outside the stage's namespace: when the
+// processes are gone, whatever ended them, the mounts are gone too.
+//
+//	Runner ──config──▶ stage (user+mount namespace, overlay) ──▶ container init ──▶ command
+//	   ▲                 │
+//	   └────status───────┘            stdout, stderr: pipes straight from the command
+//
+// The stage's end of the config pipe stays open: when it closes, because the
+// Runner wants the task to end or because kofarm itself has died, the stage
+// kills the container and leaves.
+//
+// Root also gets a cgroup for each task, with limits on memory and processes.
+// An ordinary user's limits are rlimits, the scratch file systems' sizes and
+// the deadline.
+package embedded
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/kofarm/kofarm/worker"
+)
+
+// killGrace is how long a stage may take to end its container before it is
+// killed itself.
+const killGrace = 10 * time.Second
+
+// Runner runs tasks in containers of its own. Open makes one.
+type Runner struct {
+	layers *layers
+	groups *groups // nil without a cgroup
+	log    *slog.Logger
+	seq    atomic.Int64
+	lock   *os.File
+}
+
+var _ worker.Runner = (*Runner)(nil)
+
+// Open makes a Runner that keeps unpacked layers and run-time state in dir. It
+// removes what an earlier run that was killed left there, unless another one is
+// still alive. Close releases it.
+func Open(dir string, log *slog.Logger) (*Runner, error) {
+	for _, d := range []string{layersDir(dir), emptyDir(dir)} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("preparing the embedded runtime: %w", err)
+		}
+	}
+	lock, alone, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("locking the embedded runtime's folder %s: %w", dir, err)
+	}
+	r := &Runner{layers: newLayers(dir), groups: openGroups(dir), log: log, lock: lock}
+	if alone {
+		r.layers.sweep()
+		r.groups.sweep()
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_SH); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", lock.Name(), err), lock.Close())
+	}
+	return r, nil
+}
+
+// Close releases the runner's folder. No task may be running.
+func (r *Runner) Close() error { return r.lock.Close() }
+
+// Limited reports whether tasks get a cgroup with memory and process limits.
+func (r *Runner) Limited() bool { return r.groups != nil }
+
+// lockDir takes dir's lock, and says whether nobody else holds it.
+func lockDir(dir string) (f *os.File, alone bool, err error) {
+	f, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, false, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	return f, err == nil, nil
+}
+
+// Run implements [worker.Runner].
+func (r *Runner) Run(ctx context.Context, task worker.Task) (worker.Result, error) {
+	dirs, err := r.layers.unpacked(ctx, task.Image)
+	if err != nil {
+		return worker.Result{}, fmt.Errorf("%s: %w", task.Name, err)
+	}
+	result, err := r.run(ctx, task, dirs)
+	if err != nil {
+		return result, fmt.Errorf("running %s: %w", task.Name, err)
+	}
+	return result, ctx.Err()
+}
+
+// run starts a stage and sees it through.
+func (r *Runner) run(ctx context.Context, task worker.Task, layerDirs []string) (worker.Result, error) {
+	s, err := r.start(task, layerDirs)
+	if err != nil {
+		return worker.Result{}, err
+	}
+	watch, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	timeout := task.Limits.Timeout
+	ending := newEnding(stopWatch)
+	if timeout > 0 {
+		timer := time.AfterFunc(timeout, func() { ending.set(worker.TimedOut) })
+		defer timer.Stop()
+	}
+	go func() {
+		<-watch.Done()
+		s.end()
+	}()
+
+	var copies sync.WaitGroup
+	var outErr, logErr error
+	copies.Go(func() { outErr = drain(task.Output, s.stdout, task.Limits.Output, ending) })
+	copies.Go(func() { logErr = drain(task.Log, s.stderr, task.Limits.Log, ending) })
+	status, err := s.wait()
+	stopWatch()
+	copies.Wait()
+	result := worker.Result{Ending: worker.Exited, ExitCode: status.ExitCode, DiskFull: status.DiskFull,
+		Duration: status.Duration}
+	var killed bool
+	result.MemoryPeak, killed = s.group.finish()
+	switch e := ending.get(); {
+	case e != "":
+		result.Ending = e
+		return result, nil
+	case ctx.Err() != nil:
+		return result, ctx.Err()
+	case killed && (err != nil || status.ExitCode != 0):
+		result.Ending = worker.OutOfMemory
+		return result, nil
+	}
+	return result, errors.Join(err, outErr, logErr)
+}
+
+// drain copies a stream of the task to w. Past the limit it ends the task and
+// throws the rest away, so that the task is not blocked before it is killed.
+func drain(w io.Writer, from io.ReadCloser, limit int64, ending *ending) error {
+	defer from.Close()
+	if limit <= 0 {
+		limit = -1
+	}
+	if w == nil {
+		w = io.Discard
+	}
+	lw := &worker.LimitWriter{W: w, N: limit, Exceeded: func() { ending.set(worker.TooMuchOutput) }}
+	_, err := io.Copy(lw, from)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, worker.ErrTooMuchOutput) {
+		ending.cancel()
+	} else {
+		err = nil
+	}
+	_, _ = io.Copy(io.Discard, from)
+	return err
+}
+
+// ending remembers the first reason to end a task, and ends it.
+type ending struct {
+	mu     sync.Mutex
+	why    worker.Ending
+	cancel context.CancelFunc
+}
+
+func newEnding(cancel context.CancelFunc) *ending { return &ending{cancel: cancel} }
+
+func (e *ending) set(why worker.Ending) {
+	e.mu.Lock()
+	if e.why == "" {
+		e.why = why
+	}
+	e.mu.Unlock()
+	e.cancel()
+}
+
+func (e *ending) get() worker.Ending {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.why
+}
+
+// running is a started stage.
+type running struct {
+	cmd            *exec.Cmd
+	control        *os.File // its closing ends the task
+	status         *os.File
+	stdout, stderr *os.File
+	group          *group
+	closeControl   sync.Once
+	kill           *time.Timer
+	killMu         sync.Mutex
+}
+
+func (s *running) end() {
+	s.closeControl.Do(func() {
+		s.control.Close()
+		s.killMu.Lock()
+		defer s.killMu.Unlock()
+		s.kill = time.AfterFunc(killGrace, func() { _ = s.cmd.Process.Kill() })
+	})
+}
+
+// wait waits for the stage and gives what it said about the container.
+func (s *running) wait() (stageStatus, error) {
+	var status stageStatus
+	decodeErr := json.NewDecoder(io.LimitReader(s.status, maxStatus)).Decode(&status)
+	s.status.Close()
+	err := s.cmd.Wait()
+	s.end()
+	s.killMu.Lock()
+	s.kill.Stop()
+	s.killMu.Unlock()
+	switch {
+	case decodeErr == nil && status.Err != "":
+		return status, errors.New(status.Err)
+	case decodeErr == nil:
+		return status, nil
+	case err != nil:
+		return status, fmt.Errorf("the container's supervisor ended early: %w", err)
+	default:
+		return status, fmt.Errorf("the container's supervisor said nothing: %w", decodeErr)
+	}
+}
+
+// maxStatus bounds the bytes of a stage's status message.
+const maxStatus = 64 << 10
+
+// start starts a stage for the task: four pipes, a cgroup, the config.
+func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
+	var p pipes
+	defer p.closeTheirs()
+	configR, configW := p.pipe(false)
+	statusR, statusW := p.pipe(true)
+	outR, outW := p.pipe(true)
+	errR, errW := p.pipe(true)
+	if p.err != nil {
+		return nil, p.closeAll(fmt.Errorf("making pipes: %w", p.err))
+	}
+	cmd := exec.Command("/proc/self/exe", stageArg)
+	cmd.Args[0] = "kofarm"
+	cmd.Env = []string{}
+	cmd.Dir = r.layers.dir
+	cmd.Stdout, cmd.Stderr = outW, errW
+	cmd.ExtraFiles = []*os.File{configR, statusW}
+	cmd.SysProcAttr = stageAttr()
+	if err := cmd.Start(); err != nil {
+		return nil, p.closeAll(fmt.Errorf("starting the container's supervisor: %w%s", err, hintUserNamespace(err)))
+	}
+	s := &running{cmd: cmd, control: configW, status: statusR, stdout: outR, stderr: errR}
+	var err error
+	s.group, err = r.groups.create(fmt.Sprintf("%d-%d", os.Getpid(), r.seq.Add(1)), cmd.Process.Pid, task.Limits)
+	if err == nil {
+		err = json.NewEncoder(configW).Encode(stageConfig{
+			Name: task.Name, Layers: layerDirs, Empty: emptyDir(".."), Args: task.Args, Env: task.Env,
+			Limits: task.Limits, Cgroup: s.group != nil,
+		})
+	}
+	if err != nil {
+		s.end()
+		_, werr := s.wait()
+		s.group.finish()
+		return nil, errors.Join(fmt.Errorf("preparing the container: %w", err), werr, outR.Close(), errR.Close())
+	}
+	return s, nil
+}
+
+func hintUserNamespace(err error) string {
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
+		return " (this kernel does not let the user make user namespaces: see /proc/sys/user/max_user_namespaces and kernel.unprivileged_userns_clone)"
+	}
+	return ""
+}
+
+// pipes makes pipes and remembers which ends are the child's.
+type pipes struct {
+	ours, theirs []*os.File
+	err          error
+}
+
+// pipe makes a pipe; weRead says whose the read end is.
+func (p *pipes) pipe(weRead bool) (r, w *os.File) {
+	if p.err != nil {
+		return nil, nil
+	}
+	r, w, p.err = os.Pipe()
+	if p.err != nil {
+		return nil, nil
+	}
+	if weRead {
+		p.ours, p.theirs = append(p.ours, r), append(p.theirs, w)
+	} else {
+		p.ours, p.theirs = append(p.ours, w), append(p.theirs, r)
+	}
+	return r, w
+}
+
+func (p *pipes) closeTheirs() {
+	for _, f := range p.theirs {
+		f.Close()
+	}
+}
+
+func (p *pipes) closeAll(err error) error {
+	for _, f := range p.ours {
+		f.Close()
+	}
+	return err
+}
+
+// stageAttr puts the stage into a user namespace that knows one user, its
+// root, and a mount namespace.
+func stageAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+		GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+		GidMappingsEnableSetgroups: false,
+		Setsid:                     true,
+	}
+}
+
+func layersDir(dir string) string { return filepath.Join(dir, "layers") }
+func emptyDir(dir string) string  { return filepath.Join(dir, "empty") }
+
+// cgroupName makes a name for dir's cgroups that another store does not use.
+func cgroupName(dir string) string {
+	return "kofarm-" + strings.Trim(hashPath(dir), "=")
+}

@@ -1,0 +1,309 @@
+package embedded
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters the container's namespaces before Go starts
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kofarm/kofarm/worker"
+)
+
+// stageArg is the argument that makes kofarm a stage.
+const stageArg = "embedded-stage"
+
+// The descriptors that a stage inherits.
+const (
+	controlFD = 3
+	statusFD  = 4
+)
+
+// stageConfig is what the Runner tells its stage.
+type stageConfig struct {
+	Name   string        `json:"name"`
+	Layers []string      `json:"layers"` // lowest first, relative to the working directory
+	Empty  string        `json:"empty"`  // an empty folder, relative likewise
+	Args   []string      `json:"args"`
+	Env    []string      `json:"env"`
+	Limits worker.Limits `json:"limits"`
+	Cgroup bool          `json:"cgroup"`
+}
+
+// stageStatus is what the stage tells its Runner.
+type stageStatus struct {
+	ExitCode int           `json:"exitCode"`
+	Duration time.Duration `json:"duration"`
+	DiskFull bool          `json:"diskFull,omitempty"`
+	Err      string        `json:"err,omitempty"`
+}
+
+// Reexec must be called first in main, and in TestMain of tests that run
+// containers: where this process was started to be a container's stage or its
+// first process, Reexec does that work and exits.
+func Reexec() {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case "init":
+		if os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
+			libcontainer.Init()
+			os.Exit(1)
+		}
+	case stageArg:
+		runStage()
+		os.Exit(0)
+	}
+}
+
+func runStage() {
+	status := os.NewFile(statusFD, "status")
+	unix.CloseOnExec(statusFD)
+	unix.CloseOnExec(controlFD)
+	s, err := stage(os.NewFile(controlFD, "control"))
+	if err != nil {
+		s.Err = err.Error()
+	}
+	_ = json.NewEncoder(status).Encode(s)
+}
+
+// stage sets the container up, and waits for its end.
+func stage(control *os.File) (stageStatus, error) {
+	var cfg stageConfig
+	dec := json.NewDecoder(control)
+	if err := dec.Decode(&cfg); err != nil {
+		return stageStatus{}, fmt.Errorf("reading the task: %w", err)
+	}
+	rootfs, state, err := mountRoot(cfg)
+	if err != nil {
+		return stageStatus{}, err
+	}
+	config, err := containerConfig(cfg, rootfs)
+	if err != nil {
+		return stageStatus{}, err
+	}
+	c, err := libcontainer.Create(state, "task", config)
+	if err != nil {
+		return stageStatus{}, fmt.Errorf("creating the container: %w", err)
+	}
+	process := &libcontainer.Process{
+		Args: cfg.Args, Env: cfg.Env, Cwd: "/", Init: true,
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	}
+	start := time.Now()
+	if err := c.Run(process); err != nil {
+		return stageStatus{}, errors.Join(fmt.Errorf("starting the container: %w", err), c.Destroy())
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, control) // until the runner closes it
+		_ = c.Signal(unix.SIGKILL)
+	}()
+	probe := openScratch(process)
+	ps, err := process.Wait()
+	s := stageStatus{Duration: time.Since(start), DiskFull: probe.full()}
+	if ps == nil {
+		return s, errors.Join(fmt.Errorf("waiting for the container: %w", err), c.Destroy())
+	}
+	s.ExitCode = ps.ExitCode()
+	if ws := ps.Sys().(syscall.WaitStatus); ws.Signaled() {
+		s.ExitCode = 128 + int(ws.Signal())
+	}
+	return s, c.Destroy()
+}
+
+// mountRoot mounts the overlay of the layers, and a small file system for the
+// container's state, in this process's own mount namespace.
+func mountRoot(cfg stageConfig) (rootfs, state string, err error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return "", "", fmt.Errorf("making the mount namespace private: %w", err)
+	}
+	empty, err := filepath.Abs(cfg.Empty)
+	if err != nil {
+		return "", "", err
+	}
+	layersDir, err := os.Getwd()
+	if err != nil {
+		return "", "", err
+	}
+	if err := unix.Mount("kofarm", empty, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=1m,mode=700"); err != nil {
+		return "", "", fmt.Errorf("mounting the container's state: %w", err)
+	}
+	rootfs, state = filepath.Join(empty, "root"), filepath.Join(empty, "state")
+	lowest := filepath.Join(empty, "none")
+	for _, d := range []string{rootfs, state, lowest} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return "", "", err
+		}
+	}
+	if err := mountOverlay(layersDir, cfg.Layers, lowest, rootfs); err != nil {
+		return "", "", fmt.Errorf("mounting the overlay of %d layers: %w", len(cfg.Layers), err)
+	}
+	return rootfs, state, protectCgroups()
+}
+
+// mountOverlay stacks the layers read-only. Overlayfs wants two folders at
+// least, so an empty one lies below. Names are relative, as mount takes one
+// page of options.
+func mountOverlay(dir string, layers []string, lowest, target string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	var lower []string
+	for i := len(layers) - 1; i >= 0; i-- {
+		lower = append(lower, layers[i])
+	}
+	lower = append(lower, lowest)
+	options := "userxattr,lowerdir=" + strings.Join(lower, ":")
+	if len(options) >= os.Getpagesize() {
+		return fmt.Errorf("too many layers")
+	}
+	return unix.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, options)
+}
+
+// protectCgroups makes the host's cgroups read-only for this namespace: the
+// Runner has made the task's, and libcontainer, which takes a refusal for
+// "rootless", shall make none.
+func protectCgroups() error {
+	const dir = "/sys/fs/cgroup"
+	if _, err := os.Stat(dir); err != nil {
+		return nil
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE, &attr); err != nil {
+		return fmt.Errorf("making %s read-only: %w", dir, err)
+	}
+	return nil
+}
+
+// containerConfig describes the container: all namespaces but the user's own,
+// which the stage has made, no capability, the field's usual seccomp filter.
+func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
+	filter, err := seccompFilter()
+	if err != nil {
+		return nil, fmt.Errorf("seccomp: %w", err)
+	}
+	umask := uint32(0o022)
+	return &configs.Config{
+		Rootfs:            rootfs,
+		Readonlyfs:        true,
+		Umask:             &umask,
+		Hostname:          worker.Hostname,
+		ParentDeathSignal: int(unix.SIGKILL),
+		NoNewPrivileges:   true,
+		NoNewKeyring:      false,
+		Capabilities:      &configs.Capabilities{},
+		Namespaces: configs.Namespaces{
+			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWNET},
+			{Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+		},
+		Mounts:  mounts(cfg.Limits.Disk),
+		Devices: specconv.AllowedDevices,
+		MaskPaths: []string{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+			"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/kallsyms",
+			"/proc/kmsg", "/proc/interrupts", "/proc/cmdline", "/proc/modules"},
+		ReadonlyPaths:   []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		Seccomp:         filter,
+		Rlimits:         rlimits(cfg),
+		RootlessCgroups: true,
+		Cgroups:         &cgroups.Cgroup{Name: "task", Rootless: true, Resources: &cgroups.Resources{}},
+	}, nil
+}
+
+func seccompFilter() (*configs.Seccomp, error) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}, Linux: &specs.Linux{}}
+	profile, err := seccomp.GetDefaultProfile(spec)
+	if err != nil {
+		return nil, err
+	}
+	return specconv.SetupSeccomp(profile)
+}
+
+// rlimits are the same for everyone; without a cgroup they also stand in for
+// its limits.
+func rlimits(cfg stageConfig) []configs.Rlimit {
+	limits := []configs.Rlimit{
+		{Type: unix.RLIMIT_CORE},
+		{Type: unix.RLIMIT_NOFILE, Soft: 1024, Hard: 4096},
+	}
+	if cfg.Cgroup {
+		return limits
+	}
+	if n := uint64(cfg.Limits.Processes); n > 0 {
+		limits = append(limits, configs.Rlimit{Type: unix.RLIMIT_NPROC, Soft: n, Hard: n})
+	}
+	if n := uint64(cfg.Limits.Memory); n > 0 {
+		limits = append(limits, configs.Rlimit{Type: unix.RLIMIT_AS, Soft: n, Hard: n})
+	}
+	return limits
+}
+
+func mounts(disk int64) []*configs.Mount {
+	size := ""
+	if disk > 0 {
+		size = fmt.Sprintf(",size=%d,nr_inodes=%d", disk, max(disk/4096, 1024))
+	}
+	ms := []*configs.Mount{
+		{Device: "proc", Source: "proc", Destination: "/proc", Flags: unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV},
+		{Device: "tmpfs", Source: "tmpfs", Destination: "/dev", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=64k"},
+		{Device: "devpts", Source: "devpts", Destination: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620"},
+		{Device: "tmpfs", Source: "shm", Destination: "/dev/shm", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "mode=1777" + size},
+	}
+	for _, dir := range worker.Scratch() {
+		mode := "mode=755"
+		switch dir {
+		case "/tmp", "/var/tmp":
+			mode = "mode=1777"
+		case "/root":
+			mode = "mode=700"
+		}
+		ms = append(ms, &configs.Mount{Device: "tmpfs", Source: "tmpfs", Destination: dir,
+			Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: mode + size})
+	}
+	return ms
+}
+
+// scratch holds the container's scratch file systems open, to see at the end
+// whether one was full.
+type scratch []int
+
+func openScratch(p *libcontainer.Process) scratch {
+	pid, err := p.Pid()
+	if err != nil {
+		return nil
+	}
+	var s scratch
+	for _, dir := range worker.Scratch() {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/root%s", pid, dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			s = append(s, fd)
+		}
+	}
+	return s
+}
+
+// full tells whether less than 64 KiB or no inode is left anywhere.
+func (s scratch) full() bool {
+	full := false
+	for _, fd := range s {
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) == nil && st.Blocks > 0 {
+			full = full || st.Bavail*uint64(st.Bsize) < 64<<10 || (st.Files > 0 && st.Ffree == 0)
+		}
+		_ = unix.Close(fd)
+	}
+	return full
+}

@@ -1,0 +1,190 @@
+package worker
+
+import (
+	"archive/tar"
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// Recipe is the script that builds a module inside the container, installed
+// there at [RecipePath]. Its bytes are part of every cell's key.
+//
+//go:embed recipe.sh
+var Recipe []byte
+
+// RecipePath is where an image holds the recipe.
+const RecipePath = "/usr/lib/kofarm/build"
+
+// Build names what the recipe shall build.
+type Build struct {
+	Module, Version string
+	Kernel          string // kernel release
+	Arch            string // DKMS's name: x86_64, aarch64
+	Jobs            int    // make -j
+	MakeArgs        []string
+}
+
+// Command gives the command line of the recipe.
+func (b Build) Command() []string {
+	args := []string{"/bin/bash", RecipePath, b.Module, b.Version, b.Kernel, b.Arch, strconv.Itoa(max(b.Jobs, 1))}
+	return append(args, b.MakeArgs...)
+}
+
+// Env is the whole environment of a build.
+func Env() []string {
+	return []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "TZ=UTC",
+	}
+}
+
+// The outcomes that a recipe reports.
+const (
+	Built    = "built"
+	Excluded = "excluded" // a BUILD_EXCLUSIVE directive does not match
+	Failed   = "failed"
+)
+
+// Report is the recipe's own account of a build, result.json in its output.
+type Report struct {
+	Version int    `json:"version"` // 1
+	Outcome string `json:"outcome"` // Built, Excluded or Failed
+	// Phase is where a build failed: conf, exclusion, headers, toolchain,
+	// depends, copy, patch, pre_build, make, modules, strip or post_build.
+	Phase string `json:"phase"`
+	// DKMSExit is the exit status that `dkms build` gives for this fault.
+	DKMSExit int            `json:"dkmsExit"`
+	Message  string         `json:"message"`
+	Compiler string         `json:"compiler"` // first line of its --version
+	Modules  []ReportModule `json:"modules"`
+}
+
+// ReportModule is one module as dkms.conf names it.
+type ReportModule struct {
+	Name     string `json:"name"`     // DEST_MODULE_NAME, without .ko
+	Location string `json:"location"` // DEST_MODULE_LOCATION
+}
+
+// Output is what a build's standard output held.
+type Output struct {
+	Report  Report
+	Modules []File // in the report's order
+	Symvers []byte // Module.symvers, nil if there was none
+}
+
+// File is one module of an output.
+type File struct {
+	Name string // with .ko
+	Data []byte
+}
+
+// Limits on an output, beside Limits.Output.
+const (
+	maxReport      = 4 << 20
+	maxOutputFiles = 4096 + 2
+)
+
+// ReadOutput reads the tar that the recipe has written. It takes nothing on
+// trust: the entries must be regular files with the names that the report
+// announces, each once.
+func ReadOutput(r io.Reader) (Output, error) {
+	var out Output
+	files := map[string][]byte{}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return out, fmt.Errorf("reading the build's output: %w", err)
+		}
+		if err := readEntry(files, h, tr); err != nil {
+			return out, fmt.Errorf("the build's output: %q: %w", h.Name, err)
+		}
+	}
+	return assemble(files)
+}
+
+func readEntry(files map[string][]byte, h *tar.Header, r io.Reader) error {
+	switch {
+	case h.Typeflag != tar.TypeReg:
+		return fmt.Errorf("not a regular file (tar type %q)", h.Typeflag)
+	case len(files) >= maxOutputFiles:
+		return fmt.Errorf("more than %d files", maxOutputFiles)
+	case files[h.Name] != nil:
+		return errors.New("is there twice")
+	case h.Name == "result.json" && h.Size > maxReport:
+		return fmt.Errorf("%d bytes", h.Size)
+	}
+	data := bytes.NewBuffer([]byte{}) // grows by what arrives, not by what the header claims
+	if _, err := io.Copy(data, r); err != nil {
+		return err
+	}
+	files[h.Name] = data.Bytes()
+	return nil
+}
+
+func assemble(files map[string][]byte) (Output, error) {
+	var out Output
+	report, ok := files["result.json"]
+	if !ok {
+		return out, errors.New("the build's output has no result.json")
+	}
+	if err := json.Unmarshal(report, &out.Report); err != nil {
+		return out, fmt.Errorf("the build's result.json: %w", err)
+	}
+	if err := out.Report.check(); err != nil {
+		return out, fmt.Errorf("the build's result.json: %w", err)
+	}
+	delete(files, "result.json")
+	out.Symvers = files["module/Module.symvers"]
+	delete(files, "module/Module.symvers")
+	if out.Report.Outcome == Built {
+		for _, m := range out.Report.Modules {
+			name := "module/" + m.Name + ".ko"
+			data, ok := files[name]
+			if !ok {
+				return out, fmt.Errorf("the build's output lacks %s", name)
+			}
+			out.Modules = append(out.Modules, File{Name: m.Name + ".ko", Data: data})
+			delete(files, name)
+		}
+	}
+	for name := range files {
+		return out, fmt.Errorf("the build's output holds %q, which its report does not name", name)
+	}
+	return out, nil
+}
+
+func (r Report) check() error {
+	if r.Version != 1 {
+		return fmt.Errorf("version %d is not known", r.Version)
+	}
+	switch r.Outcome {
+	case Built, Excluded, Failed:
+	default:
+		return fmt.Errorf("outcome %q is not known", r.Outcome)
+	}
+	seen := map[string]bool{}
+	for _, m := range r.Modules {
+		if r.Outcome != Built {
+			break
+		}
+		if m.Name == "" || m.Name != path.Base(m.Name) || strings.HasPrefix(m.Name, ".") || strings.ContainsAny(m.Name, "\\\n\x00") {
+			return fmt.Errorf("%q is no module name", m.Name)
+		}
+		if seen[m.Name] {
+			return fmt.Errorf("module %q is there twice", m.Name)
+		}
+		seen[m.Name] = true
+	}
+	return nil
+}

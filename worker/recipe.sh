@@ -1,0 +1,284 @@
+#!/bin/bash
+# The build that runs inside the container: what `dkms build` does, at DKMS's
+# own paths, with the semantics of DKMS 3.4.
+#
+#   build MODULE VERSION KERNEL ARCH JOBS [MAKE-ARGUMENT...]
+#
+# Standard error is the log. Standard output is one tar: result.json, and for a
+# built module module/*.ko and, where the build made one, Module.symvers.
+#
+# Where DKMS 3.0 differs from what is done here:
+#   BUILD_EXCLUSIVE_KERNEL_MIN, _MAX   3.0 ignores them
+#   BUILD_EXCLUSIVE_CONFIG             3.0 reads .config, 3.4 include/config/auto.conf
+#   CC, KERNEL_CC                      3.0 leaves them unset
+#   a failing PRE_BUILD or POST_BUILD  3.0 goes on
+#   Module.symvers                     3.0 does not keep it
+exec 3>&1 1>&2
+
+module=$1 module_version=$2 kernelver=$3 arch=$4 jobs=$5
+shift 5
+make_args=("$@")
+
+# These names, and the first four above, are what a dkms.conf may use.
+dkms_tree=/var/lib/dkms source_tree=/usr/src install_tree=/lib/modules
+kernel_source_dir=$install_tree/$kernelver/build
+kernel_config=$kernel_source_dir/include/config/auto.conf
+[[ -e $kernel_config ]] || kernel_config=$kernel_source_dir/.config
+
+source_dir=$source_tree/$module-$module_version
+build_dir=$dkms_tree/$module/$module_version/build
+base_dir=$dkms_tree/$module/$module_version/$kernelver/$arch
+work=/run/kofarm
+directives="PACKAGE_NAME PACKAGE_VERSION BUILT_MODULE_NAME BUILT_MODULE_LOCATION DEST_MODULE_NAME
+	DEST_MODULE_LOCATION STRIP MAKE MAKE_MATCH PATCH PATCH_MATCH PRE_BUILD POST_BUILD OBSOLETE_BY BUILD_DEPENDS
+	BUILD_EXCLUSIVE_KERNEL BUILD_EXCLUSIVE_KERNEL_MIN BUILD_EXCLUSIVE_KERNEL_MAX BUILD_EXCLUSIVE_ARCH
+	BUILD_EXCLUSIVE_CONFIG"
+
+# json STRING prints it as a JSON string.
+json() {
+	local s=$1 out='"' c i LC_ALL=C
+	for ((i = 0; i < ${#s}; i++)); do
+		c=${s:i:1}
+		case $c in
+		'"' | \\) out+=\\$c ;;
+		[[:cntrl:]]) printf -v c '\\u%04x' "'$c"; out+=$c ;;
+		*) out+=$c ;;
+		esac
+	done
+	printf '%s"' "$out"
+}
+
+# finish OUTCOME PHASE DKMS-EXIT MESSAGE writes the output and ends the build.
+# Files named in the array outputs, below $base_dir, go along.
+outputs=()
+finish() {
+	local i
+	{
+		printf '{"version":1,"outcome":%s,"phase":%s,"dkmsExit":%d,"message":%s,' \
+			"$(json "$1")" "$(json "$2")" "$3" "$(json "$4")"
+		printf '"compiler":%s,"modules":[' "$(json "${compiler:-}")"
+		for ((i = 0; i < ${num_modules:-0}; i++)); do
+			((i)) && printf ,
+			printf '{"name":%s,"location":%s}' "$(json "${dest_name[i]:-}")" "$(json "${DEST_MODULE_LOCATION[i]:-}")"
+		done
+		printf ']}\n'
+	} > "$work/result.json"
+	[[ $1 = built ]] || outputs=()
+	[[ $1 = built ]] || echo "kofarm: $1: $2: $4"
+	tar --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --no-recursion -cf - \
+		-C "$work" result.json ${outputs[0]+-C "$base_dir"} "${outputs[@]}" >&3
+	exit
+}
+fail() { finish failed "$@"; }
+
+# padded VERSION prints it with its numbers filled up to three digits, so that
+# it compares as a string, the way DKMS compares kernel versions.
+padded() {
+	local s=$1 out='' n
+	while [[ $s =~ ^([^0-9]*)([0-9]+)(.*)$ ]]; do
+		n=${BASH_REMATCH[2]} out+=${BASH_REMATCH[1]} s=${BASH_REMATCH[3]}
+		while ((${#n} < 3)); do n=0$n; done
+		out+=$n
+	done
+	printf '%s' "$out$s"
+}
+
+# read_conf evaluates dkms.conf in a shell of its own, which hands the
+# directives back as assignments. As in DKMS a value is split into words and
+# joined by single spaces on the way, and expanded a second time when it arrives.
+read_conf() {
+	local conf=$source_dir/dkms.conf status
+	[[ -r $conf ]] || fail conf 4 "there is no dkms.conf in $source_dir"
+	(
+		exec 3>&- 4> "$work/conf" 0< /dev/null
+		unset $directives
+		. "$conf" > /dev/null
+		CR=$'\r'
+		for d in $directives; do
+			declare -n v=$d
+			for i in "${!v[@]}"; do
+				echo "$d[$i]=\""${v[$i]%$CR}'"' >&4
+			done
+			declare +n v
+		done
+		: > "$work/conf.complete"
+	)
+	status=$?
+	[[ -e $work/conf.complete ]] ||
+		fail conf 4 "dkms.conf ended its shell before its end was reached (status $status)"
+	unset $directives
+	. "$work/conf" 3>&-
+}
+
+# check_conf names the modules, and refuses what DKMS refuses.
+check_conf() {
+	local i n=0 s seen=' '
+	[[ ${PACKAGE_NAME:-} ]] || fail conf 8 "dkms.conf sets no PACKAGE_NAME"
+	[[ ${PACKAGE_VERSION:-} ]] || fail conf 8 "dkms.conf sets no PACKAGE_VERSION"
+	[[ $PACKAGE_NAME = "$module" ]] || fail conf 8 "dkms.conf says PACKAGE_NAME=\"$PACKAGE_NAME\", the farm file $module"
+	[[ $PACKAGE_VERSION = "$module_version" ]] ||
+		fail conf 8 "dkms.conf says PACKAGE_VERSION=\"$PACKAGE_VERSION\", the farm file $module_version"
+	for i in "${!BUILT_MODULE_NAME[@]}" "${!BUILT_MODULE_LOCATION[@]}" "${!DEST_MODULE_NAME[@]}" "${!DEST_MODULE_LOCATION[@]}"; do
+		((i < n)) || n=$((i + 1))
+	done
+	((n <= 4096)) || fail conf 8 "dkms.conf names more than 4096 modules"
+	num_modules=$n
+	for ((i = 0; i < n; i++)); do
+		built_name[i]=${BUILT_MODULE_NAME[i]:-}
+		[[ ${built_name[i]} ]] || { ((n == 1)) && built_name[i]=$PACKAGE_NAME; }
+		[[ ${built_name[i]} ]] || fail conf 8 "dkms.conf gives no BUILT_MODULE_NAME[$i]"
+		dest_name[i]=${DEST_MODULE_NAME[i]:-${built_name[i]}}
+		built_location[i]=${BUILT_MODULE_LOCATION[i]:-}
+		[[ ! ${built_location[i]} || ${built_location[i]} = */ ]] || built_location[i]+=/
+		case ${STRIP[i]:-${STRIP[0]:-yes}} in [nN]*) strip[i]=no ;; *) strip[i]=yes ;; esac
+		[[ ${built_name[i]} != *.o && ${built_name[i]} != *.ko ]] || fail conf 8 "BUILT_MODULE_NAME[$i] ends in .o or .ko"
+		[[ ${dest_name[i]} != *.o && ${dest_name[i]} != *.ko ]] || fail conf 8 "DEST_MODULE_NAME[$i] ends in .o or .ko"
+		[[ ${dest_name[i]} =~ ^[A-Za-z0-9_][A-Za-z0-9_.+-]*$ ]] ||
+			fail conf 8 "DEST_MODULE_NAME[$i]=\"${dest_name[i]}\" is no file name"
+		case ${DEST_MODULE_LOCATION[i]:-} in
+		/kernel* | /updates* | /extra*) ;;
+		'') fail conf 8 "dkms.conf gives no DEST_MODULE_LOCATION[$i]" ;;
+		*) fail conf 8 "DEST_MODULE_LOCATION[$i] does not begin with /kernel, /updates or /extra" ;;
+		esac
+		[[ $seen != *" ${dest_name[i]} "* ]] || fail conf 8 "two modules have the DEST_MODULE_NAME ${dest_name[i]}"
+		seen+="${dest_name[i]} "
+	done
+	((n)) || echo "kofarm: dkms.conf names no module"
+}
+
+# check_exclusions ends the build where a BUILD_EXCLUSIVE directive does not
+# match. As in DKMS a plain name is index 0 of its array and acts for the whole
+# package.
+check_exclusions() {
+	local excluded="" max=${BUILD_EXCLUSIVE_KERNEL_MAX:-${OBSOLETE_BY:-}} k
+	[[ ${BUILD_EXCLUSIVE_KERNEL:-} && ! $kernelver =~ $BUILD_EXCLUSIVE_KERNEL ]] &&
+		excluded="BUILD_EXCLUSIVE_KERNEL=\"$BUILD_EXCLUSIVE_KERNEL\" does not match $kernelver"
+	[[ ${BUILD_EXCLUSIVE_KERNEL_MIN:-} && $(padded "$kernelver") < $(padded "$BUILD_EXCLUSIVE_KERNEL_MIN") ]] &&
+		excluded="$kernelver is older than BUILD_EXCLUSIVE_KERNEL_MIN=\"$BUILD_EXCLUSIVE_KERNEL_MIN\""
+	[[ $max && $(padded "$kernelver") > $(padded "$max") ]] &&
+		excluded="$kernelver is newer than BUILD_EXCLUSIVE_KERNEL_MAX=\"$max\""
+	[[ ${BUILD_EXCLUSIVE_ARCH:-} && ! $arch =~ $BUILD_EXCLUSIVE_ARCH ]] &&
+		excluded="BUILD_EXCLUSIVE_ARCH=\"$BUILD_EXCLUSIVE_ARCH\" does not match $arch"
+	if [[ ${BUILD_EXCLUSIVE_CONFIG:-} && -e $kernel_config ]]; then
+		for k in $BUILD_EXCLUSIVE_CONFIG; do
+			case $k in
+			!*) grep -q "^${k#!}=[ym]" "$kernel_config" && excluded="BUILD_EXCLUSIVE_CONFIG: the kernel has ${k#!}" ;;
+			*) grep -q "^$k=[ym]" "$kernel_config" || excluded="BUILD_EXCLUSIVE_CONFIG: the kernel lacks $k" ;;
+			esac
+		done
+	fi
+	[[ ! $excluded ]] || finish excluded exclusion 77 "$excluded"
+}
+
+# choose_compiler sets CC as the kernel's configuration names it, and refuses a
+# compiler of another major version than the kernel was built with.
+choose_compiler() {
+	local text have
+	unset CC CXX CFLAGS CXXFLAGS LDFLAGS
+	[[ -e $kernel_source_dir/include ]] || fail headers 21 "no kernel headers at $kernel_source_dir"
+	[[ -e $kernel_config ]] || return 0
+	text=$(sed -n 's/^CONFIG_CC_VERSION_TEXT="*\([^"]*\)"*$/\1/p' "$kernel_config")
+	[[ $text ]] || return 0
+	if command -v "${text%% *}" > /dev/null; then
+		export CC=${text%% *} KERNEL_CC=${text%% *}
+	fi
+	if grep -q '^CONFIG_LD_IS_LLD=y' "$kernel_config" && command -v ld.lld > /dev/null; then
+		export LD=ld.lld KERNEL_LD=ld.lld
+	fi
+	compiler=$("${CC:-gcc}" --version 2> /dev/null | head -n 1)
+	have=${compiler##* }
+	[[ $compiler ]] || fail toolchain 10 "the kernel was built by \"$text\"; the image has no such compiler"
+	[[ $compiler = "$text" ]] || echo "kofarm: the kernel was built by \"$text\", the module is by \"$compiler\""
+	[[ $text =~ \ ([0-9]+)\.[0-9.]+ && $have =~ ^([0-9]+)\. ]] || return 0
+	[[ $text =~ \ ${have%%.*}\. ]] ||
+		fail toolchain 10 "the kernel was built by \"$text\", the image has \"$compiler\""
+}
+
+# make_command prints the MAKE that fits this kernel.
+make_command() {
+	local command= i
+	[[ ${MAKE_MATCH[0]:-} ]] || command=${MAKE[0]:-}
+	for i in "${!MAKE[@]}"; do
+		[[ ${MAKE[i]} && ${MAKE_MATCH[i]:-} && $kernelver =~ ${MAKE_MATCH[i]} ]] && command=${MAKE[i]}
+	done
+	[[ $command ]] || command="make -C $kernel_source_dir M=$build_dir"
+	grep -qs '^CONFIG_CC_IS_CLANG=y' "$kernel_config" && command+=" LLVM=1"
+	for i in "${make_args[@]}"; do command+=" $(printf %q "$i")"; done
+	printf '%s' "${command/#make/make -j$jobs KERNELRELEASE=$kernelver}"
+}
+
+apply_patches() {
+	local i p
+	for i in "${!PATCH[@]}"; do
+		p=${PATCH[i]}
+		[[ $p && (! ${PATCH_MATCH[i]:-} || $kernelver =~ ${PATCH_MATCH[i]}) ]] || continue
+		[[ patches/$p != *"/../"* ]] || fail patch 5 "patch $p has .. in its path"
+		[[ -e $build_dir/patches/$p ]] || fail patch 5 "patch $p is not in $build_dir/patches"
+		echo "# phase: patch: $p"
+		patch -p1 < "./patches/$p" 3>&- || fail patch 6 "patch $p does not apply"
+	done
+}
+
+# script PHASE COMMAND runs PRE_BUILD or POST_BUILD in the build directory.
+script() {
+	local status
+	[[ $2 ]] || return 0
+	if [[ ! -x $build_dir/${2%% *} ]]; then
+		echo "kofarm: the $1 script ${2%% *} is not executable: not run"
+		return 0
+	fi
+	echo "# phase: $1"
+	(eval "cd '$build_dir' && $build_dir/$2") 3>&- 0< /dev/null
+	status=$?
+	((status == 0)) || fail "$1" "$status" "the $1 script ended with status $status"
+}
+
+collect() {
+	local i ko
+	for ((i = 0; i < num_modules; i++)); do
+		ko=$build_dir/${built_location[i]}${built_name[i]}.ko
+		[[ -e $ko ]] || fail modules 7 "the build made no ${built_location[i]}${built_name[i]}.ko"
+		[[ -f $ko && ! -L $ko ]] || fail modules 7 "${built_location[i]}${built_name[i]}.ko is no regular file"
+	done
+	mkdir -p "$base_dir/module" "$base_dir/log"
+	[[ ! -f Module.symvers || -L Module.symvers ]] || cp Module.symvers "$base_dir/module/Module.symvers"
+	for ((i = 0; i < num_modules; i++)); do
+		ko=$build_dir/${built_location[i]}${built_name[i]}.ko
+		if [[ ${strip[i]} != no ]]; then
+			if [[ ${CC:-} = clang ]]; then llvm-strip -g "$ko"; else strip -g "$ko"; fi ||
+				fail strip 7 "${built_name[i]}.ko cannot be stripped"
+		fi
+		cp "$ko" "$base_dir/module/${dest_name[i]}.ko" || fail modules 7 "${built_name[i]}.ko cannot be copied"
+	done
+}
+
+mkdir -p "$work" "$build_dir" && rmdir "$build_dir" || exit 1
+cd "$dkms_tree/$module/$module_version" || exit 1
+ln -s "$source_dir" source || exit 1
+
+num_modules=0 built_name=() built_location=() dest_name=() strip=()
+read_conf
+check_conf
+check_exclusions
+choose_compiler
+((${#BUILD_DEPENDS[@]})) && fail depends 13 "BUILD_DEPENDS wants ${BUILD_DEPENDS[*]} installed, and a container has no other module"
+cp -a "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
+cd "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
+apply_patches
+script pre_build "${PRE_BUILD:-}"
+command=$(make_command)
+export KBUILD_BUILD_TIMESTAMP=@0
+echo "# phase: make"
+echo "# command: $command"
+(eval "$command") 3>&- 0< /dev/null
+status=$?
+echo "# exit code: $status"
+((status == 0)) || fail make 10 "make ended with status $status"
+collect
+script post_build "${POST_BUILD:-}"
+for ((i = 0; i < num_modules; i++)); do
+	[[ -f $base_dir/module/${dest_name[i]}.ko ]] || fail post_build 7 "post_build has removed ${dest_name[i]}.ko"
+	outputs+=("module/${dest_name[i]}.ko")
+done
+[[ ! -f $base_dir/module/Module.symvers ]] || outputs+=("module/Module.symvers")
+finish built "" 0 ""

@@ -1,0 +1,109 @@
+package worker
+
+import (
+	"archive/tar"
+	"bytes"
+	"strings"
+	"testing"
+)
+
+type entry struct {
+	name string
+	kind byte
+	data string
+}
+
+func archive(t testing.TB, entries ...entry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Typeflag: e.kind, Mode: 0o644, Size: int64(len(e.data))}
+		if e.kind != tar.TypeReg {
+			h.Size, h.Linkname = 0, e.data
+		}
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if e.kind == tar.TypeReg {
+			if _, err := tw.Write([]byte(e.data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func report(outcome string, modules ...string) entry {
+	var list []string
+	for _, m := range modules {
+		list = append(list, `{"name":"`+m+`","location":"/updates"}`)
+	}
+	return entry{"result.json", tar.TypeReg,
+		`{"version":1,"outcome":"` + outcome + `","modules":[` + strings.Join(list, ",") + `]}`}
+}
+
+func TestReadOutput(t *testing.T) {
+	ko := entry{"module/a.ko", tar.TypeReg, "ELF"}
+	tests := []struct {
+		name    string
+		entries []entry
+		want    string // part of the error; "" for none
+	}{
+		{"built", []entry{report(Built, "a"), ko}, ""},
+		{"built with symvers", []entry{report(Built, "a"), ko, {"module/Module.symvers", tar.TypeReg, ""}}, ""},
+		{"no module at all", []entry{report(Built)}, ""},
+		{"failed", []entry{report(Failed, "a", "../../x")}, ""},
+		{"no report", []entry{ko}, "has no result.json"},
+		{"a link for a module", []entry{report(Built, "a"), {"module/a.ko", tar.TypeSymlink, "/etc/shadow"}}, `"module/a.ko": not a regular file`},
+		{"a hard link", []entry{report(Built, "a"), {"module/a.ko", tar.TypeLink, "result.json"}}, "not a regular file"},
+		{"a FIFO", []entry{report(Built, "a"), {"module/a.ko", tar.TypeFifo, ""}}, "not a regular file"},
+		{"a missing module", []entry{report(Built, "a")}, "lacks module/a.ko"},
+		{"a module too many", []entry{report(Built), ko}, `holds "module/a.ko"`},
+		{"a module twice", []entry{report(Built, "a"), ko, ko}, "is there twice"},
+		{"a name twice", []entry{report(Built, "a", "a"), ko}, "is there twice"},
+		{"a name that leaves", []entry{report(Built, "../a"), {"module/../a.ko", tar.TypeReg, ""}}, "is no module name"},
+		{"another version", []entry{{"result.json", tar.TypeReg, `{"version":2,"outcome":"built"}`}}, "version 2 is not known"},
+		{"another outcome", []entry{report("fine")}, `outcome "fine" is not known`},
+		{"garbage", []entry{{"result.json", tar.TypeReg, "{"}}, "unexpected end of JSON"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := ReadOutput(bytes.NewReader(archive(t, tt.entries...)))
+			switch {
+			case tt.want == "" && err != nil:
+				t.Fatal(err)
+			case tt.want == "" && out.Report.Outcome == Built && len(out.Modules) != len(out.Report.Modules):
+				t.Errorf("%d modules of %d", len(out.Modules), len(out.Report.Modules))
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("got error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+	if _, err := ReadOutput(bytes.NewReader(archive(t, report(Built, "a"), ko)[:700])); err == nil {
+		t.Error("a truncated output was accepted")
+	}
+}
+
+func FuzzReadOutput(f *testing.F) {
+	f.Add(archive(f, report(Built, "a"), entry{"module/a.ko", tar.TypeReg, "ELF"}))
+	f.Add(archive(f, report(Excluded)))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		out, err := ReadOutput(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if out.Report.Outcome == Built && len(out.Modules) != len(out.Report.Modules) {
+			t.Errorf("%d modules of %d", len(out.Modules), len(out.Report.Modules))
+		}
+		for _, m := range out.Modules {
+			if strings.ContainsAny(m.Name, "/\n\x00") || strings.HasPrefix(m.Name, ".") {
+				t.Errorf("module name %q", m.Name)
+			}
+		}
+	})
+}
