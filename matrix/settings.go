@@ -1,0 +1,145 @@
+package matrix
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+const (
+	maxProcesses = 1 << 22 // the kernel's PID_MAX_LIMIT on 64 bit
+	maxParallel  = 1 << 16
+	maxRetries   = 100
+)
+
+// defaultArchives are the archives that are known without the file: Debian's own mirrors.
+func defaultArchives() map[string]Archive {
+	return map[string]Archive{
+		defaultDistribution: {
+			Mirrors:         []string{"http://deb.debian.org/debian"},
+			SecurityMirrors: []string{"http://deb.debian.org/debian-security"},
+			Components:      []string{"main"},
+			Keyring:         "/usr/share/keyrings/debian-archive-keyring.gpg",
+		},
+	}
+}
+
+// archives reads what the file says by distribution, over what is there.
+func (d *decoder) archives(n *yaml.Node, archives map[string]Archive) {
+	if n.Kind != yaml.MappingNode {
+		d.wrongKind(n, "archives", "a mapping by distribution")
+		return
+	}
+	for key, value := range d.pairs(n) {
+		if err := checkDistribution(key.Value); err != nil {
+			d.invalid(key, "distribution", err)
+			continue
+		}
+		archive, known := archives[key.Value]
+		if !known {
+			archive.Components = []string{"main"}
+		}
+		d.archive(value, &archive, known)
+		archives[key.Value] = archive
+	}
+}
+
+func (d *decoder) archive(n *yaml.Node, a *Archive, known bool) {
+	given := d.mapping(n, "archive", fields{
+		"mirrors":          func(n *yaml.Node) { a.Mirrors = texts(d.someWords(n, "mirrors", checkURL)) },
+		"security-mirrors": func(n *yaml.Node) { a.SecurityMirrors = texts(d.words(n, "security-mirrors", checkURL)) },
+		"components":       func(n *yaml.Node) { a.Components = texts(d.someWords(n, "components", checkComponent)) },
+		"keyring":          func(n *yaml.Node) { a.Keyring = d.str(n, "keyring", checkPath).Text },
+		"allow-expired":    func(n *yaml.Node) { a.AllowExpired = texts(d.words(n, "allow-expired", checkSuite)) },
+	})
+	if given == nil || known {
+		return
+	}
+	d.required(n, given, "mirrors", "no distribution but debian has built-in ones")
+	d.required(n, given, "keyring", "indexes are verified with it")
+}
+
+// knownArchives reports distributions that are used but have no archive.
+func (d *decoder) knownArchives(f *Farm) {
+	reported := make(map[string]bool)
+	for _, use := range f.uses() {
+		if _, ok := f.Archives[use.distribution]; ok || use.distribution == "" || reported[use.distribution] || d.full() {
+			continue
+		}
+		reported[use.distribution] = true
+		known := slices.Sorted(maps.Keys(f.Archives))
+		hint := didYouMean(use.distribution, known)
+		if hint == "" {
+			hint = fmt.Sprintf("give archives.%s with mirrors and keyring", clip(use.distribution))
+		}
+		d.fail(use.pos, use.distribution, fmt.Sprintf("distribution %s has no archive", quote(use.distribution)), hint)
+	}
+}
+
+func defaultOutput() Output {
+	return Output{Directory: "dist", DKMS: DKMSOutput{Layouts: []Layout{BinariesOnly}, Compression: Gzip}}
+}
+
+func (d *decoder) output(n *yaml.Node, o *Output) {
+	d.mapping(n, "output", fields{
+		"directory": func(n *yaml.Node) { o.Directory = d.str(n, "directory", checkPath).Text },
+		"dkms":      func(n *yaml.Node) { d.dkms(n, &o.DKMS) },
+	})
+}
+
+func (d *decoder) dkms(n *yaml.Node, o *DKMSOutput) {
+	d.mapping(n, "dkms", fields{
+		"layouts": func(n *yaml.Node) { o.Layouts = d.layouts(n) },
+		"compression": func(n *yaml.Node) {
+			o.Compression = Compression(d.word(n, "compression", []string{string(Gzip), string(XZ), string(Zstd)}))
+		},
+	})
+}
+
+var layouts = []string{string(BinariesOnly), string(Stub), string(Full), string(SourceOnly), string(Combined)}
+
+func (d *decoder) layouts(n *yaml.Node) []Layout {
+	var list []Layout
+	for _, w := range d.someWords(n, "layouts", nil) {
+		if !slices.Contains(layouts, w.Text) {
+			d.fail(w.Pos, w.Text, "unknown layout "+quote(w.Text), oneOf(w.Text, layouts))
+			continue
+		}
+		list = append(list, Layout(w.Text))
+	}
+	return list
+}
+
+func defaultLimits() Limits {
+	return Limits{
+		Memory: 4 * GiB, Processes: 1024, Disk: 4 * GiB, Log: 64 * MiB, Output: 1 * GiB, Timeout: 30 * time.Minute,
+	}
+}
+
+func (d *decoder) limits(n *yaml.Node, l *Limits) {
+	d.mapping(n, "limits", fields{
+		"memory":    func(n *yaml.Node) { d.size(n, "memory", &l.Memory) },
+		"disk":      func(n *yaml.Node) { d.size(n, "disk", &l.Disk) },
+		"log":       func(n *yaml.Node) { d.size(n, "log", &l.Log) },
+		"output":    func(n *yaml.Node) { d.size(n, "output", &l.Output) },
+		"processes": func(n *yaml.Node) { d.integer(n, "processes", 1, maxProcesses, &l.Processes) },
+		"timeout":   func(n *yaml.Node) { d.duration(n, "timeout", &l.Timeout) },
+	})
+}
+
+func (d *decoder) build(n *yaml.Node, b *Build) {
+	d.mapping(n, "build", fields{
+		"parallel":    func(n *yaml.Node) { d.integer(n, "parallel", 0, maxParallel, &b.Parallel) },
+		"retries":     func(n *yaml.Node) { d.integer(n, "retries", 0, maxRetries, &b.Retries) },
+		"disk-backed": func(n *yaml.Node) { d.boolean(n, "disk-backed", &b.DiskBacked) },
+	})
+}
+
+func (d *decoder) check(n *yaml.Node, c *Check) {
+	d.mapping(n, "check", fields{
+		"strict": func(n *yaml.Node) { d.boolean(n, "strict", &c.Strict) },
+	})
+}
