@@ -71,6 +71,9 @@ func (d *decoder) pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 		first := make(map[string]int)
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
+			if d.full() {
+				return
+			}
 			if key.Kind != yaml.ScalarNode {
 				d.wrongKind(key, "key", "a word")
 				continue
@@ -164,6 +167,9 @@ func (d *decoder) list(n *yaml.Node, what string, read func(*yaml.Node)) {
 		return
 	}
 	for _, element := range n.Content {
+		if d.full() {
+			return
+		}
 		read(element)
 	}
 }

@@ -12,8 +12,13 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// MaxFile is the largest farm file that Parse reads, in bytes.
-const MaxFile = 8 << 20
+const (
+	// MaxFile is the largest farm file that Parse reads, in bytes.
+	MaxFile = 8 << 20
+	// maxSeparators is how many commas and line ends it may have: a YAML value takes some 200 bytes of memory,
+	// and (but for nesting, which the YAML parser limits) no two values do without one between them, or a colon.
+	maxSeparators = 1 << 20
+)
 
 // Parse reads a farm file; name is how messages call it. It reports every mistake at once: the error joins
 // *Error values, each with line and column, and then the Farm is nil. Anchors, aliases and tags are refused.
@@ -36,6 +41,10 @@ func Parse(name string, data []byte) (*Farm, []Warning, error) {
 func (d *decoder) document(data []byte) *yaml.Node {
 	if len(data) > MaxFile {
 		d.fail(Pos{}, "", fmt.Sprintf("the file is larger than %v", Size(MaxFile)), "")
+		return nil
+	}
+	if bytes.Count(data, []byte{','})+bytes.Count(data, []byte{'\n'}) > maxSeparators {
+		d.fail(Pos{}, "", fmt.Sprintf("the file has more than %d entries", maxSeparators), "split it")
 		return nil
 	}
 	lines := &lineReader{rest: data}

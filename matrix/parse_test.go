@@ -85,6 +85,10 @@ func TestParseLimits(t *testing.T) {
 	if want := "farm.yaml:1:1: the file is larger than 8MiB"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
+	_, _, err = Parse("farm.yaml", []byte(strings.Repeat("a,", maxSeparators+1)))
+	if want := "farm.yaml:1:1: the file has more than 1048576 entries (split it)"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
 	_, _, err = Parse("farm.yaml", []byte("modules:\n"+strings.Repeat("- {a: 1, b: 2}\n", 1000)))
 	errs := all(t, err)
 	if last := errs[len(errs)-1].Msg; len(errs) != maxReports+1 || last != "100 errors: any others are not shown" {
