@@ -1,0 +1,64 @@
+package dkms
+
+import (
+	"io"
+	"io/fs"
+	"iter"
+)
+
+// File is a file, folder or symbolic link of a module's source.
+type File struct {
+	// Path is relative to the top of the source, with slashes (fs.ValidPath).
+	Path string
+	// Mode gives the type, and for a file whether it is executable.
+	Mode fs.FileMode
+	// Size in bytes of what Open gives; files only.
+	Size int64
+	// Link is the target of a symbolic link.
+	Link string
+	// Open is called once while the tarball is written; files only.
+	Open func() (io.ReadCloser, error)
+}
+
+// maxSourceFiles bounds the entries of a source; the whole kernel has 90,000.
+const maxSourceFiles = 250_000
+
+// SourceFS gives everything below the top of a file system, dotfiles too.
+// Links are given as they are and never followed; a file system that has them
+// must be an [fs.ReadLinkFS], as os.DirFS and os.Root.FS are.
+func SourceFS(fsys fs.FS) iter.Seq2[File, error] {
+	return func(yield func(File, error) bool) {
+		err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+			if err != nil || name == "." {
+				return err
+			}
+			f, err := sourceFile(fsys, name, d)
+			if err != nil {
+				return err
+			}
+			if !yield(f, nil) {
+				return fs.SkipAll
+			}
+			return nil
+		})
+		if err != nil {
+			yield(File{}, err)
+		}
+	}
+}
+
+func sourceFile(fsys fs.FS, name string, d fs.DirEntry) (File, error) {
+	st, err := d.Info()
+	if err != nil {
+		return File{}, err
+	}
+	f := File{Path: name, Mode: st.Mode()}
+	switch st.Mode().Type() {
+	case fs.ModeSymlink:
+		f.Link, err = fs.ReadLink(fsys, name)
+	case 0:
+		f.Size = st.Size()
+		f.Open = func() (io.ReadCloser, error) { return fsys.Open(name) }
+	}
+	return f, err
+}
