@@ -47,7 +47,7 @@ func modprobeVersions(t *testing.T, path string) map[string]string {
 func modinfo(t *testing.T) string { return tool(t, "modinfo") }
 
 // tool finds a program that the tests need; /usr/sbin is not in every PATH.
-func tool(t *testing.T, name string) string {
+func tool(t testing.TB, name string) string {
 	t.Helper()
 	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
 		if path, err := exec.LookPath(candidate); err == nil {

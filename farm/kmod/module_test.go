@@ -347,6 +347,15 @@ func FuzzRead(f *testing.F) {
 	good.bits32, good.flags, good.absCRC = true, true, true
 	f.Add(good.bytes(f))
 	f.Add(appendSignature(good.bytes(f), []byte("0\x03\x06\x01\x00")))
+	for _, c := range [][]string{{"gzip", "-nc"}, {"xz", "-c", "--block-size=1000"}, {"xz", "-c", "--check=sha256"}, {"zstd", "-qc"}} {
+		cmd := exec.CommandContext(f.Context(), tool(f, c[0]), c[1:]...)
+		cmd.Stdin = bytes.NewReader(good.bytes(f))
+		data, err := cmd.Output()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		limits := Limits{Memory: 1 << 20, Tables: 1 << 20}
 		m, err := Read(bytes.NewReader(data), limits)
