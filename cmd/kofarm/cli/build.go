@@ -1,0 +1,130 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/report"
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/worker/embedded"
+)
+
+type buildFlags struct {
+	output   string
+	parallel int
+	runtime  string
+}
+
+func (a *app) buildCommand() *cobra.Command {
+	var f buildFlags
+	cmd := &cobra.Command{
+		Use:   "build [farm.yaml]",
+		Short: "Build every cell that is not in the store, and write packages and results.json",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.build(cmd.Context(), farmArg(args), f)
+		},
+	}
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
+	cmd.Flags().IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
+	cmd.Flags().StringVar(&f.runtime, "runtime", "embedded", "what runs the containers: embedded")
+	return cmd
+}
+
+func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) {
+	if f.runtime != "embedded" {
+		return fmt.Errorf("--runtime %s is not known; there is: embedded", f.runtime)
+	}
+	if f.parallel < 0 {
+		return fmt.Errorf("--parallel %d: a number of builds, or 0 for one for each core", f.parallel)
+	}
+	epoch, err := sourceDateEpoch()
+	if err != nil {
+		return err
+	}
+	s, err := a.open(ctx, file)
+	if err != nil {
+		return err
+	}
+	runner, err := embedded.Open(filepath.Join(s.store.Dir(), "run"), a.log)
+	if err != nil {
+		return infrastructure(err)
+	}
+	defer func() { err = errors.Join(err, infrastructure(runner.Close())) }()
+	parallel := f.parallel
+	if parallel == 0 {
+		parallel = s.farm.Build.Parallel
+	}
+	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminal())
+	b := &farm.Builder{
+		Store: s.store, Images: &images.Assembler{Store: s.store, Fetcher: fetcher{s.fetch}}, Runner: runner,
+		Observer: progress, Log: a.log, Limits: limits(s.farm), Parallel: parallel, Retries: s.farm.Build.Retries,
+	}
+	results, err := b.Build(ctx, s.plan.Cells)
+	progress.Close()
+	if err != nil {
+		return err
+	}
+	c := &farm.Collector{Store: s.store, Dir: s.output(f.output), DKMS: s.farm.Output.DKMS, Epoch: epoch}
+	collected, err := c.Collect(ctx, results)
+	if err != nil {
+		return infrastructure(err)
+	}
+	if err := s.store.WriteIndex(); err != nil {
+		return infrastructure(err)
+	}
+	return a.finish(c.Dir, collected)
+}
+
+// finish prints what was built, and turns it into the exit status.
+func (a *app) finish(dir string, c *farm.Collected) error {
+	counts := c.Report.Counts
+	switch {
+	case a.json:
+		data, err := json.MarshalIndent(c.Report, "", " ")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(a.stdout, string(data))
+	case !a.quiet:
+		a.warnPackages(c.Packages)
+		fmt.Fprintf(a.stdout, "%d built (%d of %d cells were in the store), %d excluded, %d failed; %d files in %s\n",
+			counts.Built, counts.Cached, len(c.Report.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, len(c.Report.Files), dir)
+	}
+	if counts.CheckFailed > 0 && !a.quiet {
+		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells do not fit their kernels and are not packed; see %s\n",
+			counts.CheckFailed, filepath.Join(dir, farm.ResultsFile))
+	}
+	switch {
+	case counts.Infrastructure > 0:
+		return &exitError{code: exitInfrastructure}
+	case counts.Failed > 0 || counts.CheckFailed > 0:
+		return &exitError{code: exitFailed}
+	}
+	return nil
+}
+
+// warnPackages prints each warning once, with the packages that it is about.
+func (a *app) warnPackages(packages []farm.Package) {
+	of := map[string][]string{}
+	var order []string
+	for _, p := range packages {
+		if p.Warning == "" {
+			continue
+		}
+		if of[p.Warning] == nil {
+			order = append(order, p.Warning)
+		}
+		of[p.Warning] = append(of[p.Warning], p.Name)
+	}
+	for _, w := range order {
+		fmt.Fprintf(a.stderr, "kofarm: %s: %s\n", strings.Join(of[w], ", "), w)
+	}
+}

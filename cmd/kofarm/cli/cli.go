@@ -1,0 +1,141 @@
+// Package cli is kofarm's command line: flags, wiring, and what people read.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit statuses. A run that a signal ends exits with 130.
+const (
+	exitOK             = 0 // everything is built or excluded
+	exitFailed         = 1 // some cells failed
+	exitUsage          = 2 // wrong usage, or a mistake in the farm file
+	exitInfrastructure = 3 // the network, the disk, the runtime
+	exitInterrupted    = 130
+)
+
+// exitError carries an exit status. Its message may be empty: then everything
+// has been said.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+func (e *exitError) Unwrap() error { return e.err }
+
+func infrastructure(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &exitError{exitInfrastructure, err}
+}
+
+// app is what the commands share: flags and streams.
+type app struct {
+	stdout, stderr io.Writer
+	log            *slog.Logger
+
+	store   string
+	offline bool
+	verbose bool
+	quiet   bool
+	json    bool
+}
+
+// Run runs the command line and returns the exit status.
+func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	return a.exit(ctx, err)
+}
+
+// exit prints an error and gives its status.
+func (a *app) exit(ctx context.Context, err error) int {
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(a.stderr, "kofarm: interrupted; what is built is kept, run the same command to go on")
+		return exitInterrupted
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintf(a.stderr, "kofarm: %s\n", msg)
+	}
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	return exitUsage
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kofarm",
+		Short: "Build Linux kernel modules for many kernels, in containers, reproducibly",
+		Long: `kofarm expands a farm file into a matrix of module versions and kernels, builds
+every cell in a container that holds the matching kernel headers, and writes
+DKMS tarballs that "dkms ldtarball" loads.
+
+Exit status: 0 all cells are built or excluded; 1 some failed; 2 wrong usage or a
+mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupted.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			level := slog.LevelWarn
+			if a.verbose {
+				level = slog.LevelDebug
+			}
+			if a.quiet {
+				level = slog.LevelError
+			}
+			a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.store, "store", defaultStore(), "`folder` that keeps downloads, layers and results (or KOFARM_STORE)")
+	flags.BoolVar(&a.offline, "offline", false, "use only what is in the store")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	flags.BoolVar(&a.json, "json", false, "print JSON")
+	root.AddCommand(a.buildCommand(), a.planCommand(), a.statusCommand(), a.versionCommand())
+	return root
+}
+
+// defaultStore is KOFARM_STORE, else kofarm in the user's cache folder.
+func defaultStore() string {
+	if dir := os.Getenv("KOFARM_STORE"); dir != "" {
+		return dir
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "kofarm-store"
+	}
+	return filepath.Join(cache, "kofarm")
+}
+
+// farmArg takes the farm file's name, farm.yaml unless it is given.
+func farmArg(args []string) string {
+	if len(args) == 1 {
+		return args[0]
+	}
+	return "farm.yaml"
+}

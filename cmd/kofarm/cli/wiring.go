@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/images/apt"
+	"github.com/kofarm/kofarm/images/fetch"
+	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/worker"
+)
+
+// session is an opened store with a plan made on it.
+type session struct {
+	store *store.Store
+	fetch *fetch.Client
+	farm  *matrix.Farm
+	plan  *farm.Plan
+	dir   string // of the farm file
+}
+
+// open reads a farm file and makes its plan.
+func (a *app) open(ctx context.Context, file string) (*session, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the farm file: %w", err)
+	}
+	f, warnings, err := matrix.Parse(file, data)
+	a.warn(warnings)
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(a.store)
+	if err != nil {
+		return nil, infrastructure(err)
+	}
+	dir := filepath.Dir(file)
+	client := &fetch.Client{Dir: s.BlobDir(), Partial: s.PartialDir(), Offline: a.offline, Log: a.log}
+	p := &farm.Preparer{
+		Fetch: client, Apt: &apt.Client{Fetch: client, Dir: s.CacheDir("indexes")},
+		Program: images.Program{Path: worker.RecipePath, Data: worker.Recipe}, Now: time.Now(), Dir: dir,
+	}
+	plan, err := p.Prepare(ctx, f)
+	if err != nil {
+		return nil, classify(err)
+	}
+	a.warn(plan.Warnings)
+	return &session{store: s, fetch: client, farm: f, plan: plan, dir: dir}, nil
+}
+
+// classify tells mistakes in the farm file from faults of the world.
+func classify(err error) error {
+	if _, ok := errors.AsType[*matrix.Error](err); ok {
+		return err
+	}
+	return infrastructure(err)
+}
+
+func (a *app) warn(warnings []matrix.Warning) {
+	if a.quiet {
+		return
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(a.stderr, w)
+	}
+}
+
+// output resolves the output folder: the flag's, or the farm file's relative to
+// its own folder.
+func (s *session) output(flag string) string {
+	if flag != "" {
+		return flag
+	}
+	if filepath.IsAbs(s.farm.Output.Directory) {
+		return s.farm.Output.Directory
+	}
+	return filepath.Join(s.dir, s.farm.Output.Directory)
+}
+
+// sourceDateEpoch reads SOURCE_DATE_EPOCH, seconds since 1970; nil where it is
+// not set. Anything that is no such number is an error.
+func sourceDateEpoch() (*time.Time, error) {
+	v, ok := os.LookupEnv("SOURCE_DATE_EPOCH")
+	if !ok {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 0 || n > 1<<33 {
+		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%q is no number of seconds since 1970", v)
+	}
+	t := time.Unix(n, 0).UTC()
+	return &t, nil
+}
+
+// limits are the worker's limits as the farm file has them.
+func limits(f *matrix.Farm) worker.Limits {
+	l := f.Limits
+	return worker.Limits{Memory: int64(l.Memory), Processes: int64(l.Processes), Disk: int64(l.Disk),
+		Output: int64(l.Output), Log: int64(l.Log), Timeout: l.Timeout}
+}
+
+// fetcher gives the image assembler its packages.
+type fetcher struct{ *fetch.Client }
+
+func (f fetcher) Package(ctx context.Context, p *apt.Package) (string, error) {
+	return f.Fetch(ctx, p.File())
+}

@@ -1,0 +1,20 @@
+// Command kofarm builds Linux kernel modules for many kernels in containers.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/kofarm/kofarm/cmd/kofarm/cli"
+	"github.com/kofarm/kofarm/worker/embedded"
+)
+
+func main() {
+	embedded.Reexec()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := cli.Run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}

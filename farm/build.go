@@ -1,0 +1,309 @@
+package farm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/worker"
+)
+
+// Assembler makes a cell's image, and knows its kernel's symbols.
+type Assembler interface {
+	Image(ctx context.Context, in images.Inputs) (v1.Image, error)
+	Symvers(ctx context.Context, in images.Inputs, release string) ([]byte, error)
+}
+
+// Observer is told what happens while cells are built. Its methods are called
+// from several goroutines.
+type Observer interface {
+	Started(c *Cell)
+	Finished(r *Result)
+}
+
+// Result is what became of a cell.
+type Result struct {
+	Cell *Cell
+	// Record is nil for a cell that the farm file excludes, and after an
+	// infrastructure fault.
+	Record  *Record
+	Outcome Outcome
+	Cached  bool
+	Err     error // for Infrastructure
+}
+
+// Packable says whether the result holds modules that may be packed.
+func (r *Result) Packable() bool {
+	return r.Outcome == Built && len(r.Record.Check.Problems) == 0
+}
+
+// Builder builds cells.
+type Builder struct {
+	Store    *store.Store
+	Images   Assembler
+	Runner   worker.Runner
+	Observer Observer
+	Log      *slog.Logger
+	Limits   worker.Limits // of each cell; a cell's own Timeout wins
+	Parallel int           // builds at a time; 0: one for each core
+	Retries  int           // after an infrastructure fault
+	Backoff  time.Duration // before the first retry, doubled each time; 0: one second
+
+	symvers symversCache
+}
+
+// Build builds the cells that the store does not hold, and gives a result for
+// each, in the same order. One cell's failure does not stop another. The error
+// is the context's.
+func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
+	b.symvers.load = b.Images.Symvers
+	results := make([]*Result, len(cells))
+	var missing []int
+	for i, c := range cells {
+		if results[i] = b.known(c); results[i] == nil {
+			missing = append(missing, i)
+			continue
+		}
+		b.Observer.Finished(results[i])
+	}
+	parallel := b.Parallel
+	if parallel <= 0 {
+		parallel = runtime.NumCPU()
+	}
+	slots := newSlots(parallel, len(missing))
+	var g errgroup.Group
+	g.SetLimit(parallel + 1) // one more prepares its image meanwhile
+	for _, i := range missing {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			results[i] = b.buildCell(ctx, cells[i], slots)
+			if results[i] != nil {
+				b.Observer.Finished(results[i])
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return results, ctx.Err()
+}
+
+// known gives the result of a cell that need not be built: excluded by the farm
+// file, or in the store as built or excluded. A failed build is tried again.
+func (b *Builder) known(c *Cell) *Result {
+	if c.Excluded {
+		return &Result{Cell: c, Outcome: Excluded}
+	}
+	rec, err := records{b.Store}.load(c.Key)
+	if err != nil || rec.Outcome == Failed || rec.Check.Format != checkFormat {
+		return nil
+	}
+	return &Result{Cell: c, Record: rec, Outcome: rec.Outcome, Cached: true}
+}
+
+// buildCell builds a cell, again after an infrastructure fault. It gives nil
+// when the context ends first.
+func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result {
+	wait := b.Backoff
+	if wait <= 0 {
+		wait = time.Second
+	}
+	for try := 0; ; try++ {
+		rec, err := b.attempt(ctx, c, slots)
+		switch {
+		case err == nil:
+			slots.finished()
+			return &Result{Cell: c, Record: rec, Outcome: rec.Outcome}
+		case ctx.Err() != nil:
+			return nil
+		case try >= b.Retries || !retryable(err):
+			slots.finished()
+			return &Result{Cell: c, Outcome: Infrastructure, Err: err}
+		}
+		b.Log.Warn("trying again", "cell", c.Name(), "in", wait, "after", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+		wait *= 2
+	}
+}
+
+// attempt makes the image, runs the build and stores its record.
+func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, error) {
+	img, err := b.Images.Image(ctx, c.Inputs)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := slots.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer slots.release()
+	b.Observer.Started(c)
+	limits := b.Limits
+	if c.Timeout > 0 {
+		limits.Timeout = c.Timeout
+	}
+	output, err := os.CreateTemp("", "kofarm-output-")
+	if err != nil {
+		return nil, err
+	}
+	defer output.Close()
+	if err := os.Remove(output.Name()); err != nil { // gone with its descriptor, whatever happens
+		return nil, err
+	}
+	var log bytes.Buffer
+	res, err := b.Runner.Run(ctx, worker.Task{Name: c.Name(), Image: img, Args: c.build(jobs).Command(),
+		Env: worker.Env(), Limits: limits, Output: output, Log: &log})
+	if err != nil {
+		return nil, err
+	}
+	rec, modules, err := b.judge(res, limits, output, log.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	rec.Check, err = b.check(ctx, c, modules)
+	if err != nil {
+		return nil, err
+	}
+	return rec, records{b.Store}.save(c.Key, rec)
+}
+
+// judge makes a record of what a run has given, and stores its blobs.
+func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log []byte) (*Record, []worker.File, error) {
+	rec := &Record{Outcome: Failed, Seconds: res.Duration.Seconds(), MemoryPeak: res.MemoryPeak}
+	var out worker.Output
+	if phase, message := abnormal(res, limits); phase != "" {
+		rec.Phase, rec.Message = phase, message
+	} else {
+		if _, err := output.Seek(0, 0); err != nil {
+			return nil, nil, err
+		}
+		var err error
+		out, err = worker.ReadOutput(output)
+		switch {
+		case err == nil:
+			rec.take(out.Report)
+		case res.DiskFull:
+			rec.Phase, rec.Message = "disk", diskFull(limits)
+		default:
+			rec.Phase, rec.Message = "output", err.Error()
+		}
+	}
+	if rec.Outcome == Failed && res.DiskFull && rec.Phase != "disk" {
+		rec.Message += "; " + diskFull(limits)
+	}
+	if rec.Outcome != Built {
+		rec.FirstError = firstError(log)
+		out.Modules, out.Symvers = nil, nil
+	}
+	return rec, out.Modules, b.storeBlobs(rec, out, log)
+}
+
+func diskFull(limits worker.Limits) string {
+	return fmt.Sprintf("the build has filled its disk of %d bytes (limits.disk)", limits.Disk)
+}
+
+// abnormal names the phase and the message of a run that did not end by itself.
+func abnormal(res worker.Result, limits worker.Limits) (phase, message string) {
+	switch {
+	case res.Ending == worker.TimedOut:
+		return "timeout", fmt.Sprintf("the build was stopped after %s (limits.timeout)", limits.Timeout)
+	case res.Ending == worker.OutOfMemory:
+		return "memory", fmt.Sprintf("the build needs more than %d bytes of memory (limits.memory)", limits.Memory)
+	case res.Ending == worker.TooMuchOutput:
+		return "output", fmt.Sprintf("the build has written more than %d bytes of log (limits.log) or %d of output (limits.output)", limits.Log, limits.Output)
+	case res.ExitCode != 0 && res.DiskFull:
+		return "disk", diskFull(limits)
+	case res.ExitCode != 0:
+		return "recipe", fmt.Sprintf("the build ended with status %d before its report", res.ExitCode)
+	}
+	return "", ""
+}
+
+// take copies the recipe's report.
+func (rec *Record) take(r worker.Report) {
+	rec.Outcome, rec.Phase, rec.Message = Outcome(r.Outcome), clip(r.Phase), clip(r.Message)
+	rec.DKMSExit, rec.Compiler = r.DKMSExit, clip(r.Compiler)
+	for _, m := range r.Modules {
+		rec.Modules = append(rec.Modules, Module{Name: m.Name + ".ko", Location: clip(m.Location)})
+	}
+}
+
+func (b *Builder) storeBlobs(rec *Record, out worker.Output, log []byte) error {
+	if rec.Outcome != Built {
+		rec.Modules = nil
+	}
+	for i, m := range out.Modules {
+		d, err := b.Store.Put(m.Data, moduleType)
+		if err != nil {
+			return err
+		}
+		rec.Modules[i].Blob = blobOf(d)
+	}
+	if out.Symvers != nil {
+		d, err := b.Store.Put(out.Symvers, symversType)
+		if err != nil {
+			return err
+		}
+		blob := blobOf(d)
+		rec.Symvers = &blob
+	}
+	var err error
+	rec.Log, err = records{b.Store}.putLog(log)
+	return err
+}
+
+// retryable tells faults that may pass from those that will not.
+func retryable(err error) bool {
+	var permanent interface{ Permanent() bool }
+	return !errors.As(err, &permanent) || !permanent.Permanent()
+}
+
+// slots hands out the right to run a build, and how many jobs its make may use.
+type slots struct {
+	free chan struct{}
+	mu   sync.Mutex
+	left int // builds not yet finished
+}
+
+func newSlots(parallel, builds int) *slots {
+	return &slots{free: make(chan struct{}, parallel), left: builds}
+}
+
+// acquire waits for a slot. The jobs are such that about two compilers run on
+// each core: many small builds, which spend much of their time in one process,
+// keep all cores busy, and a large one at the end gets them all.
+func (s *slots) acquire(ctx context.Context) (jobs int, err error) {
+	select {
+	case s.free <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	active := max(1, min(s.left, cap(s.free)))
+	return max(2, (2*runtime.NumCPU()+active-1)/active), nil
+}
+
+func (s *slots) release() { <-s.free }
+
+func (s *slots) finished() {
+	s.mu.Lock()
+	s.left--
+	s.mu.Unlock()
+}

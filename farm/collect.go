@@ -1,0 +1,215 @@
+package farm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/matrix"
+)
+
+// ResultsFile is the report that Collect writes beside the packages.
+const ResultsFile = "results.json"
+
+const (
+	packType   = "application/octet-stream"
+	maxResults = 1 << 30
+)
+
+// Collector writes what a farm puts out.
+type Collector struct {
+	Store *store.Store
+	Dir   string            // the output folder
+	DKMS  matrix.DKMSOutput // which tarballs
+	Epoch *time.Time        // SOURCE_DATE_EPOCH; nil: each source's own time
+}
+
+// Collected is what Collect has written.
+type Collected struct {
+	Packages []Package
+	Report   *Report
+}
+
+// Collect writes the packages of all packable results, the logs and
+// results.json. Each file appears complete. What an earlier run of the farm has
+// put there, by its results.json, and this one does not, is removed; a file
+// that is right already is left alone.
+func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected, error) {
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
+	}
+	before := c.previous()
+	t := &tarballs{records: records{c.Store}, output: c.DKMS, epoch: c.Epoch}
+	packages := t.packages(results)
+	files := make([]File, len(packages))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU())
+	for i, p := range packages {
+		g.Go(func() (err error) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			files[i], err = c.pack(p)
+			return err
+		})
+	}
+	logs := make([]string, len(results))
+	for i, r := range results {
+		g.Go(func() (err error) {
+			logs[i], err = c.writeLog(r)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
+	}
+	report := newReport(results, packages, files, logs)
+	if err := c.writeReport(report); err != nil {
+		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
+	}
+	return &Collected{packages, report}, c.retire(before, report)
+}
+
+// pack makes a package, unless the store has it, and puts it into the folder.
+func (c *Collector) pack(p Package) (File, error) {
+	d, err := c.Store.Ref(packRef, p.Key)
+	if err != nil || !c.Store.Has(d.Digest, d.Size) {
+		if d, err = c.write(p); err != nil {
+			return File{}, fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	f := File{Path: p.Name, Blob: blobOf(d)}
+	return f, c.place(f.Path, func() (io.ReadCloser, error) { return c.Store.Open(d.Digest) }, f.Blob)
+}
+
+func (c *Collector) write(p Package) (v1.Descriptor, error) {
+	w, err := c.Store.Create()
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if err := p.Write(w); err != nil {
+		return v1.Descriptor{}, errors.Join(err, w.Abort())
+	}
+	digest, size, err := w.Commit()
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	d := v1.Descriptor{MediaType: packType, Digest: digest, Size: size, Annotations: map[string]string{titleKey: p.Name}}
+	return d, c.Store.SetRef(packRef, p.Key, d)
+}
+
+// place writes a file of the folder under a temporary name and renames it. A
+// file that has the right content already stays.
+func (c *Collector) place(name string, open func() (io.ReadCloser, error), want Blob) error {
+	path := filepath.Join(c.Dir, name)
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == want.Size {
+		if sum, err := hashFile(path); err == nil && sum == want.SHA256 {
+			return nil
+		}
+	}
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return writeFile(path, r)
+}
+
+// tmpPattern names files that are being written.
+const tmpPattern = ".kofarm-tmp-*"
+
+// writeFile writes a file under a temporary name and renames it.
+func writeFile(path string, r io.Reader) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), tmpPattern)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// writeLog puts a cell's log into the folder, and gives its path there; "" for
+// a cell without one.
+func (c *Collector) writeLog(r *Result) (string, error) {
+	if r.Record == nil {
+		return "", nil
+	}
+	m, k := r.Cell.Module, r.Cell.Kernel
+	name := filepath.Join("logs", m.Name+"-"+m.Version, k.Release+"-"+k.Arch+".log")
+	log, err := records{c.Store}.log(r.Record.Log)
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	return name, writeFile(filepath.Join(c.Dir, name), log)
+}
+
+func (c *Collector) writeReport(r *Report) error {
+	data, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(c.Dir, ResultsFile), strings.NewReader(string(data)+"\n"))
+}
+
+// previous lists the files that the folder's results.json names.
+func (c *Collector) previous() []string {
+	f, err := os.Open(filepath.Join(c.Dir, ResultsFile))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var r Report
+	if json.NewDecoder(io.LimitReader(f, maxResults)).Decode(&r) != nil {
+		return nil
+	}
+	return r.paths()
+}
+
+// retire removes files that the farm no longer puts out, and temporary files
+// that a killed run has left.
+func (c *Collector) retire(before []string, r *Report) error {
+	keep := map[string]bool{ResultsFile: true}
+	for _, p := range r.paths() {
+		keep[p] = true
+	}
+	var err error
+	for _, p := range before {
+		if keep[p] || !filepath.IsLocal(p) {
+			continue
+		}
+		if rerr := os.Remove(filepath.Join(c.Dir, p)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+		_ = os.Remove(filepath.Dir(filepath.Join(c.Dir, p))) // if it is empty now
+	}
+	left, _ := filepath.Glob(filepath.Join(c.Dir, tmpPattern))
+	for _, p := range left {
+		err = errors.Join(err, os.Remove(p))
+	}
+	return err
+}

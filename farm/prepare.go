@@ -1,0 +1,353 @@
+package farm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/images/apt"
+	"github.com/kofarm/kofarm/images/debian"
+	"github.com/kofarm/kofarm/images/fetch"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/kernel"
+)
+
+// Preparer finds out what a farm file asks for: it reads the archives' indexes
+// and the modules' sources, and resolves every cell's packages. It builds
+// nothing.
+type Preparer struct {
+	Fetch   *fetch.Client
+	Apt     *apt.Client
+	Program images.Program // the recipe
+	Now     time.Time      // decides whether an index has expired
+	Dir     string         // the farm file's folder, which its paths are relative to
+}
+
+// Plan is a farm file with everything resolved.
+type Plan struct {
+	Farm     *matrix.Farm
+	Cells    []*Cell // in the order of matrix.Plan
+	Warnings []matrix.Warning
+}
+
+// suiteKey names an opened suite.
+type suiteKey struct{ distribution, suite, arch string }
+
+// prepared is the state of one Prepare.
+type prepared struct {
+	*Preparer
+	farm    *matrix.Farm
+	suites  map[suiteKey]*debian.Suite
+	kernels map[*matrix.Kernel]*kernelInputs
+	sources map[*matrix.ModuleVersion]*images.Source
+	custom  map[*matrix.CustomKernel]*images.Headers
+}
+
+// kernelInputs memoizes what a kernel's cells share, by their build packages.
+type kernelInputs struct{ byPackages map[string]*debian.Closure }
+
+// Prepare makes the plan. Mistakes in the farm file are errors of type
+// *matrix.Error, joined.
+func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err error) {
+	s := &prepared{Preparer: p, farm: f, kernels: map[*matrix.Kernel]*kernelInputs{},
+		sources: map[*matrix.ModuleVersion]*images.Source{}, custom: map[*matrix.CustomKernel]*images.Headers{}}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.openSuites(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.readSources(ctx); err != nil {
+		return nil, err
+	}
+	catalogue, err := s.catalogue()
+	if err != nil {
+		return nil, err
+	}
+	expanded, warnings, err := matrix.Expand(f, catalogue)
+	if err != nil {
+		return nil, err
+	}
+	cells, err := s.cells(ctx, expanded)
+	if err != nil {
+		return nil, err
+	}
+	return &Plan{Farm: f, Cells: cells, Warnings: warnings}, nil
+}
+
+func (s *prepared) close() error {
+	var err error
+	for _, suite := range s.suites {
+		err = errors.Join(err, suite.Close())
+	}
+	return err
+}
+
+// openSuites opens every suite that the farm needs, several at a time.
+func (s *prepared) openSuites(ctx context.Context) error {
+	s.suites = map[suiteKey]*debian.Suite{}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for _, ix := range s.farm.Indexes() {
+		a := s.farm.Archives[ix.Distribution]
+		archive := debian.Archive{Distribution: ix.Distribution, Mirrors: a.Mirrors, SecurityMirrors: a.SecurityMirrors,
+			Components: a.Components, Keyring: s.path(a.Keyring), AllowExpired: a.AllowExpired}
+		for _, arch := range ix.Archs {
+			g.Go(func() error {
+				debArch, ok := kernel.DebianArch(arch)
+				if !ok {
+					return fmt.Errorf("suite %s: %s is no architecture of Debian's", ix.Suite, arch)
+				}
+				suite, err := debian.Open(ctx, s.Apt, archive, ix.Suite, debArch, s.Now)
+				if err != nil {
+					return fmt.Errorf("opening suite %s: %w", ix.Suite, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				s.suites[suiteKey{ix.Distribution, ix.Suite, arch}] = suite
+				return nil
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// path resolves a path of the farm file.
+func (s *prepared) path(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(s.Dir, p)
+}
+
+// anySuite finds a suite for packages of architecture all.
+func (s *prepared) anySuite(distribution, suite string) *debian.Suite {
+	for _, arch := range []string{"x86_64", "aarch64"} {
+		if found := s.suites[suiteKey{distribution, suite, arch}]; found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// readSources reads every module version's source, and takes from it the names
+// that the farm file leaves open.
+func (s *prepared) readSources(ctx context.Context) error {
+	errs := make([]error, len(s.farm.Modules))
+	sources := make([]*images.Source, len(s.farm.Modules))
+	var g errgroup.Group
+	g.SetLimit(4)
+	for i, m := range s.farm.Modules {
+		g.Go(func() error {
+			sources[i], errs[i] = s.readSource(ctx, m)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	for i, m := range s.farm.Modules {
+		s.sources[m] = sources[i]
+	}
+	return errors.Join(errs...)
+}
+
+func (s *prepared) readSource(ctx context.Context, m *matrix.ModuleVersion) (*images.Source, error) {
+	src, err := s.openSource(ctx, m)
+	if err != nil {
+		if ctx.Err() != nil || isInfrastructure(err) {
+			return nil, err
+		}
+		return nil, s.mistake(m.Source.Pos, m.Source.String(), err.Error(), "")
+	}
+	name, version, err := names(m, src)
+	if err != nil {
+		return nil, s.mistake(m.Pos, m.Source.String(), err.Error(), "")
+	}
+	m.Name, m.Version, src.Name, src.Version = name, version, name, version
+	return src, nil
+}
+
+// names settles a module's name and version between the farm file and its source.
+func names(m *matrix.ModuleVersion, src *images.Source) (name, version string, err error) {
+	settle := func(what, farm, source string) (string, error) {
+		switch {
+		case farm == "" && source == "":
+			return "", fmt.Errorf("%s: its dkms.conf does not say PACKAGE_%s literally, so give the %s here: `%s: …`",
+				m.Source, strings.ToUpper(what), what, what)
+		case farm != "" && source != "" && farm != source:
+			return "", fmt.Errorf("the farm file says %s %q, the source of %s %q", what, farm, m.Source, source)
+		case farm != "":
+			return farm, nil
+		}
+		if err := matrix.CheckName(source); err != nil {
+			return "", fmt.Errorf("%s: its %s %q: %w", m.Source, what, source, err)
+		}
+		return source, nil
+	}
+	name, nameErr := settle("name", m.Name, src.Name)
+	version, versionErr := settle("version", m.Version, src.Version)
+	return name, version, errors.Join(nameErr, versionErr)
+}
+
+func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*images.Source, error) {
+	src := m.Source
+	switch {
+	case src.Deb != "":
+		file, err := s.fetchDeb(ctx, src)
+		if err != nil {
+			return nil, err
+		}
+		return images.DebSource(file)
+	case src.Dir != "":
+		return images.DirSource(s.path(src.Dir))
+	case src.Remote():
+		file, err := s.Fetch.Fetch(ctx, fetch.File{URLs: []string{src.Tarball}, SHA256: src.SHA256, Size: -1})
+		if err != nil {
+			return nil, err
+		}
+		return images.TarSource(file)
+	}
+	t, err := images.TarSource(s.path(src.Tarball))
+	if err == nil && src.SHA256 != "" && src.SHA256 != t.Digest {
+		return nil, fmt.Errorf("%s has sha256 %s, the farm file says %s", src.Tarball, t.Digest, src.SHA256)
+	}
+	return t, err
+}
+
+func (s *prepared) fetchDeb(ctx context.Context, src matrix.Source) (string, error) {
+	suite := s.anySuite(src.Distribution, src.Suite)
+	if suite == nil {
+		return "", fmt.Errorf("suite %q of %s is not open", src.Suite, src.Distribution)
+	}
+	found, err := suite.Lookup(src.Deb)
+	if err != nil {
+		return "", err
+	}
+	if len(found) == 0 {
+		return "", fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
+	}
+	return s.Fetch.Fetch(ctx, found[0].File())
+}
+
+// mistake is an error at a place of the farm file.
+func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
+	return &matrix.Error{File: s.farm.File, Line: pos.Line, Column: pos.Column, Value: value, Msg: msg, Hint: hint}
+}
+
+// isInfrastructure tells faults of the network or the disk from mistakes.
+func isInfrastructure(err error) bool {
+	return errors.Is(err, fetch.ErrUnavailable) || errors.Is(err, fetch.ErrOffline)
+}
+
+// catalogue lists the kernels that the farm may choose from.
+func (s *prepared) catalogue() ([]matrix.Kernel, error) {
+	var all []matrix.Kernel
+	for _, ix := range s.farm.Indexes() {
+		if !ix.Kernels {
+			continue
+		}
+		for _, arch := range ix.Archs {
+			kernels, err := s.suites[suiteKey{ix.Distribution, ix.Suite, arch}].Kernels()
+			if err != nil {
+				return nil, fmt.Errorf("listing the kernels of %s: %w", ix.Suite, err)
+			}
+			for _, k := range kernels {
+				all = append(all, matrix.Kernel{Release: k.Release, Arch: arch, Distribution: ix.Distribution,
+					Suite: ix.Suite, Package: k.Package, Version: k.Version})
+			}
+		}
+	}
+	return all, nil
+}
+
+// cells completes the expanded cells with their inputs and keys.
+func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error) {
+	cells := make([]*Cell, len(plan.Cells))
+	for i := range plan.Cells {
+		c := &Cell{Cell: &plan.Cells[i], Timeout: plan.Cells[i].Module.Timeout}
+		cells[i] = c
+		if c.Excluded {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := s.inputs(c); err != nil {
+			return nil, err
+		}
+		c.Key = c.key()
+	}
+	return cells, nil
+}
+
+func (s *prepared) inputs(c *Cell) error {
+	c.Inputs.Source, c.Inputs.Program = s.sources[c.Module], s.Program
+	if c.Kernel.Arch != "x86_64" {
+		return s.mistake(c.Module.Pos, c.Kernel.Arch, fmt.Sprintf("%s: building for %s is not supported", c.Name(), c.Kernel.Arch), "arch: x86_64")
+	}
+	build, err := debian.BuildPackages(c.Inputs.Source.Depends)
+	if err != nil {
+		return fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
+	}
+	closure, err := s.closure(c.Kernel, slices.Concat(build, c.Module.BuildPackages))
+	if err != nil {
+		return s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
+	}
+	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra = closure.Toolchain, closure.Headers, closure.Extra
+	if c.Kernel.Custom != nil {
+		c.Inputs.Custom, err = s.customHeaders(c.Kernel.Custom)
+	}
+	return err
+}
+
+// closure resolves the packages of a kernel and build packages, once.
+func (s *prepared) closure(k *matrix.Kernel, build []string) (*debian.Closure, error) {
+	known := s.kernels[k]
+	if known == nil {
+		known = &kernelInputs{map[string]*debian.Closure{}}
+		s.kernels[k] = known
+	}
+	name := strings.Join(build, ",")
+	if c := known.byPackages[name]; c != nil {
+		return c, nil
+	}
+	var c *debian.Closure
+	var err error
+	if custom := k.Custom; custom != nil {
+		suite := s.suites[suiteKey{custom.Toolchain.Distribution, custom.Toolchain.Suite, k.Arch}]
+		if suite == nil {
+			return nil, fmt.Errorf("suite %q of its toolchain is not open", custom.Toolchain.Suite)
+		}
+		c, err = suite.Resolve(nil, custom.Toolchain.Packages, build)
+	} else {
+		suite := s.suites[suiteKey{k.Distribution, k.Suite, k.Arch}]
+		c, err = suite.Resolve(&debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version}, nil, build)
+	}
+	if err == nil {
+		known.byPackages[name] = c
+	}
+	return c, err
+}
+
+// customHeaders reads the headers of a kernel of one's own, once.
+func (s *prepared) customHeaders(k *matrix.CustomKernel) (*images.Headers, error) {
+	if h := s.custom[k]; h != nil {
+		return h, nil
+	}
+	paths := make([]string, len(k.Headers))
+	for i, p := range k.Headers {
+		paths[i] = s.path(p)
+	}
+	h, err := images.OpenHeaders(k.Release, paths)
+	if err != nil {
+		return nil, s.mistake(k.Pos, k.Release, err.Error(), "")
+	}
+	s.custom[k] = h
+	return h, nil
+}

@@ -1,0 +1,204 @@
+package farm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/kofarm/kofarm/farm/kmod"
+	"github.com/kofarm/kofarm/images/store"
+)
+
+// The kinds of refs that a farm keeps in its store.
+const (
+	resultRef = "result" // a cell's key → its record
+	packRef   = "pack"   // a package's key → the package
+)
+
+// Media types of the blobs of a record.
+const (
+	recordType  types.MediaType = "application/vnd.kofarm.result.v1+json"
+	moduleType  types.MediaType = "application/vnd.kofarm.module.v1"
+	symversType types.MediaType = "application/vnd.kofarm.symvers.v1"
+	logType     types.MediaType = "application/vnd.kofarm.log.v1+gzip"
+)
+
+// titleKey names a blob of a manifest (OCI image-spec, annotations).
+const titleKey = "org.opencontainers.image.title"
+
+// Limits on what is read back from a store that others may write to.
+const (
+	maxManifest = 16 << 20
+	maxModule   = 1 << 30
+	maxLog      = 1 << 30
+)
+
+// recordVersion numbers the form of a Record.
+const recordVersion = 1
+
+// Record is what the store keeps of a finished build.
+type Record struct {
+	Version    int      `json:"version"`
+	Outcome    Outcome  `json:"outcome"` // Built, Excluded or Failed
+	Phase      string   `json:"phase,omitzero"`
+	Message    string   `json:"message,omitzero"`
+	FirstError string   `json:"firstError,omitzero"` // the log's first line that looks like an error
+	DKMSExit   int      `json:"dkmsExit,omitzero"`
+	Compiler   string   `json:"compiler,omitzero"`
+	Seconds    float64  `json:"seconds"`
+	MemoryPeak int64    `json:"memoryPeak,omitzero"` // bytes, 0 if unknown
+	Modules    []Module `json:"modules,omitzero"`
+	Symvers    *Blob    `json:"symvers,omitzero"`
+	Log        Blob     `json:"log"` // gzip
+	Check      Checked  `json:"check"`
+}
+
+// Module is one built module in the store.
+type Module struct {
+	Name     string `json:"name"` // file name, with .ko
+	Location string `json:"location,omitzero"`
+	Blob
+}
+
+// Blob names content in the store.
+type Blob struct {
+	SHA256 string `json:"sha256"` // hex
+	Size   int64  `json:"size"`   // bytes
+}
+
+func (b Blob) hash() v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: b.SHA256} }
+
+func blobOf(d v1.Descriptor) Blob { return Blob{SHA256: d.Digest.Hex, Size: d.Size} }
+
+// Checked is the farm's own judgement of the built modules.
+type Checked struct {
+	// Format numbers the checks that were made; 0: none.
+	Format   int       `json:"format"`
+	Problems []Problem `json:"problems,omitzero"`
+}
+
+// Problem is one finding about one module.
+type Problem struct {
+	Module string    `json:"module"` // file name
+	Kind   kmod.Kind `json:"kind"`
+	Detail string    `json:"detail"`
+}
+
+// records keeps records in a store, each as an OCI manifest whose config is the
+// record and whose layers are its blobs, so that a registry can hold it too.
+type records struct{ s *store.Store }
+
+// load finds a cell's record. Where it or one of its blobs is missing or
+// damaged, the error is store.ErrNotFound: the cell has to be built again.
+func (r records) load(key string) (*Record, error) {
+	d, err := r.s.Ref(resultRef, key)
+	if err != nil {
+		return nil, err
+	}
+	data, err := r.s.Get(d.Digest, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", store.ErrNotFound, err)
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", store.ErrNotFound, err)
+	}
+	for _, l := range m.Layers {
+		if !r.s.Has(l.Digest, l.Size) {
+			return nil, fmt.Errorf("blob %s of result %s: %w", l.Digest, key, store.ErrNotFound)
+		}
+	}
+	data, err = r.s.Get(m.Config.Digest, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", store.ErrNotFound, err)
+	}
+	var rec Record
+	if err := json.Unmarshal(data, &rec); err != nil || rec.Version != recordVersion {
+		return nil, fmt.Errorf("result %s is of another form: %w", key, store.ErrNotFound)
+	}
+	return &rec, nil
+}
+
+// save stores a record whose blobs are there already.
+func (r records) save(key string, rec *Record) error {
+	rec.Version = recordVersion
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	config, err := r.s.Put(data, recordType)
+	if err != nil {
+		return err
+	}
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: config,
+		Layers: rec.layers(), Annotations: map[string]string{"dev.kofarm.key": key}}
+	data, err = json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	d, err := r.s.Put(data, types.OCIManifestSchema1)
+	if err != nil {
+		return err
+	}
+	return r.s.SetRef(resultRef, key, d)
+}
+
+// layers are the record's blobs as an OCI manifest lists them.
+func (rec *Record) layers() []v1.Descriptor {
+	layer := func(b Blob, t types.MediaType, title string) v1.Descriptor {
+		return v1.Descriptor{MediaType: t, Digest: b.hash(), Size: b.Size, Annotations: map[string]string{titleKey: title}}
+	}
+	ls := []v1.Descriptor{}
+	for _, m := range rec.Modules {
+		ls = append(ls, layer(m.Blob, moduleType, m.Name))
+	}
+	if rec.Symvers != nil {
+		ls = append(ls, layer(*rec.Symvers, symversType, "Module.symvers"))
+	}
+	return append(ls, layer(rec.Log, logType, "make.log.gz"))
+}
+
+// module reads a module's bytes.
+func (r records) module(m Module) ([]byte, error) { return r.s.Get(m.hash(), maxModule) }
+
+// putLog stores a log, compressed.
+func (r records) putLog(log []byte) (Blob, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := z.Write(log); err != nil {
+		return Blob{}, err
+	}
+	if err := z.Close(); err != nil {
+		return Blob{}, err
+	}
+	d, err := r.s.Put(b.Bytes(), logType)
+	return blobOf(d), err
+}
+
+// log opens a log.
+func (r records) log(b Blob) (io.ReadCloser, error) {
+	blob, err := r.s.Open(b.hash())
+	if err != nil {
+		return nil, err
+	}
+	z, err := gzip.NewReader(blob)
+	if err != nil {
+		return nil, fmt.Errorf("log %s: %w", b.SHA256, err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(z, maxLog), blob}, nil
+}
+
+func sha256hex(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,207 @@
+package farm
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/kofarm/kofarm/images/apt"
+	"github.com/kofarm/kofarm/matrix"
+)
+
+// ReportVersion numbers the form of results.json. A field may be added without
+// a new number.
+const ReportVersion = 1
+
+// Report is results.json: what became of every cell, and what it was made from.
+type Report struct {
+	Version int    `json:"version"` // ReportVersion
+	Counts  Counts `json:"counts"`
+	// PackageSets holds the lists of packages that cells name by their digest.
+	PackageSets map[string][]PackageRef `json:"packageSets"`
+	Cells       []CellReport            `json:"cells"` // in the plan's order
+	Files       []File                  `json:"files"` // the packages, in no cell's order but the output's
+}
+
+// Counts counts cells by outcome. Unchecked are among the built.
+type Counts struct {
+	Built          int `json:"built"`
+	Excluded       int `json:"excluded"`
+	Failed         int `json:"failed"`
+	Infrastructure int `json:"infrastructure"`
+	CheckFailed    int `json:"checkFailed"` // built, but not packed
+	Cached         int `json:"cached"`      // not built anew in this run
+}
+
+// CellReport is one cell.
+type CellReport struct {
+	matrix.Row
+	Key        string       `json:"key,omitzero"` // sha256 in hex
+	Outcome    Outcome      `json:"outcome"`
+	Phase      string       `json:"phase,omitzero"` // where it failed
+	Message    string       `json:"message,omitzero"`
+	FirstError string       `json:"firstError,omitzero"` // of the log
+	DKMSExit   int          `json:"dkmsExit,omitzero"`   // what `dkms build` would have exited with
+	Check      *CheckReport `json:"check,omitzero"`      // of a built cell
+	Compiler   string       `json:"compiler,omitzero"`
+	Cached     bool         `json:"cached"`
+	Seconds    float64      `json:"seconds"`             // of the build, wall clock
+	MemoryPeak int64        `json:"memoryPeak,omitzero"` // bytes
+	Inputs     *InputReport `json:"inputs,omitzero"`
+	Modules    []Module     `json:"modules,omitzero"`
+	Symvers    *Blob        `json:"symvers,omitzero"`
+	Files      []string     `json:"files,omitzero"` // the packages that hold the modules
+	Log        string       `json:"log,omitzero"`   // path
+}
+
+// CheckReport is the farm's judgement of a built cell's modules.
+type CheckReport struct {
+	OK       bool      `json:"ok"`
+	Problems []Problem `json:"problems,omitzero"`
+}
+
+// InputReport is what a cell was built from.
+type InputReport struct {
+	Source    string   `json:"source"` // sha256 in hex of the deb, tarball or tree
+	Recipe    string   `json:"recipe"` // sha256 in hex
+	Toolchain string   `json:"toolchain"`
+	Headers   string   `json:"headers,omitzero"`
+	Extra     string   `json:"extra,omitzero"` // the last three name package sets
+	Custom    []string `json:"customHeaders,omitzero"`
+	MakeArgs  []string `json:"makeArgs,omitzero"`
+}
+
+// PackageRef is one package of a distribution.
+type PackageRef struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Arch    string `json:"arch"`
+	SHA256  string `json:"sha256"`
+}
+
+// File is one file in the output folder.
+type File struct {
+	Path string `json:"path"`
+	Blob
+}
+
+func newReport(results []*Result, packages []Package, files []File, logs []string) *Report {
+	r := &Report{Version: ReportVersion, PackageSets: map[string][]PackageRef{}, Files: files, Cells: []CellReport{}}
+	if r.Files == nil {
+		r.Files = []File{}
+	}
+	of := map[*Cell][]string{}
+	for i, p := range packages {
+		for _, c := range p.Cells {
+			of[c] = append(of[c], files[i].Path)
+		}
+	}
+	for i, res := range results {
+		cr := r.cell(res)
+		cr.Log, cr.Files = logs[i], of[res.Cell]
+		r.Cells = append(r.Cells, cr)
+		r.Counts.add(res)
+	}
+	return r
+}
+
+func (n *Counts) add(r *Result) {
+	switch r.Outcome {
+	case Built:
+		n.Built++
+		if !r.Packable() {
+			n.CheckFailed++
+		}
+	case Excluded:
+		n.Excluded++
+	case Failed:
+		n.Failed++
+	case Infrastructure:
+		n.Infrastructure++
+	}
+	if r.Cached {
+		n.Cached++
+	}
+}
+
+// cell reports on one result.
+func (r *Report) cell(res *Result) CellReport {
+	cr := CellReport{Row: res.Cell.Row(), Key: res.Cell.Key, Outcome: res.Outcome, Cached: res.Cached}
+	if res.Cell.Excluded {
+		cr.Phase, cr.Message = "matrix", res.Cell.Why
+		return cr
+	}
+	cr.Inputs = r.inputs(res.Cell)
+	if res.Err != nil {
+		cr.Phase, cr.Message = string(Infrastructure), res.Err.Error()
+	}
+	rec := res.Record
+	if rec == nil {
+		return cr
+	}
+	cr.Phase, cr.Message, cr.FirstError, cr.DKMSExit = rec.Phase, rec.Message, rec.FirstError, rec.DKMSExit
+	cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Compiler, rec.Seconds, rec.MemoryPeak
+	cr.Modules, cr.Symvers = rec.Modules, rec.Symvers
+	if rec.Outcome == Built {
+		cr.Check = &CheckReport{OK: len(rec.Check.Problems) == 0, Problems: rec.Check.Problems}
+	}
+	return cr
+}
+
+func (r *Report) inputs(c *Cell) *InputReport {
+	in := &InputReport{Source: c.Inputs.Source.Digest, Recipe: sha256hex(c.Inputs.Program.Data),
+		Toolchain: r.packageSet(c.Inputs.Toolchain), Headers: r.packageSet(c.Inputs.Headers),
+		Extra: r.packageSet(c.Inputs.Extra), MakeArgs: c.Module.MakeArgs}
+	if c.Inputs.Custom != nil {
+		in.Custom = c.Inputs.Custom.Digests
+	}
+	return in
+}
+
+// packageSet gives a list's digest, and keeps the list under it.
+func (r *Report) packageSet(pkgs []*apt.Package) string {
+	if len(pkgs) == 0 {
+		return ""
+	}
+	h := sha256.New()
+	packagesPart(h, pkgs)
+	digest := hex.EncodeToString(h.Sum(nil))
+	if r.PackageSets[digest] == nil {
+		refs := make([]PackageRef, len(pkgs))
+		for i, p := range pkgs {
+			refs[i] = PackageRef{p.Name, p.Version, p.Arch, p.SHA256}
+		}
+		r.PackageSets[digest] = refs
+	}
+	return digest
+}
+
+// paths lists every file that the report names.
+func (r *Report) paths() []string {
+	var paths []string
+	for _, f := range r.Files {
+		paths = append(paths, f.Path)
+	}
+	for _, c := range r.Cells {
+		if c.Log != "" {
+			paths = append(paths, c.Log)
+		}
+	}
+	return paths
+}
+
+func hashFile(path string) (_ string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("reading %s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -1,0 +1,27 @@
+package farm
+
+import "github.com/kofarm/kofarm/images/store"
+
+// Status says what the store knows of a cell.
+type Status string
+
+// The statuses of a cell beside its outcomes.
+const (
+	NotYet      Status = "not yet"
+	CheckFailed Status = "check failed" // built, but its modules do not fit the kernel
+)
+
+// StatusOf looks a cell up. The record is nil where there is none.
+func StatusOf(s *store.Store, c *Cell) (Status, *Record) {
+	if c.Excluded {
+		return Status(Excluded), nil
+	}
+	rec, err := records{s}.load(c.Key)
+	switch {
+	case err != nil:
+		return NotYet, nil
+	case rec.Outcome == Built && len(rec.Check.Problems) > 0:
+		return CheckFailed, rec
+	}
+	return Status(rec.Outcome), rec
+}

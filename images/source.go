@@ -1,0 +1,519 @@
+package images
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
+	"github.com/kofarm/kofarm/images/deb"
+	"github.com/kofarm/kofarm/images/store"
+)
+
+// Limits on a module's source.
+const (
+	maxSourceEntries = 500_000
+	maxSourceBytes   = 8 << 30
+	maxConf          = 1 << 20
+	maxSourceName    = 4096
+)
+
+// ErrNoConf says that a source has no dkms.conf.
+var ErrNoConf = errors.New("it has no dkms.conf")
+
+// Source is a module's source at one version: the tree that DKMS expects as
+// /usr/src/<name>-<version>.
+type Source struct {
+	// Name and Version are what the source says itself: the deb's path, or
+	// literal assignments in dkms.conf. They are empty where it says nothing
+	// that can be read without running it.
+	Name, Version string
+	// Digest is the sha256 in hex of the deb or tarball, or of a folder's
+	// canonical tar.
+	Digest string
+	// Conf is dkms.conf as it is.
+	Conf []byte
+	// Depends is a deb's Depends field.
+	Depends string
+	// Epoch is the time of dkms.conf in the deb or tarball; of a folder, whose
+	// times say nothing, the time that layers have.
+	Epoch time.Time
+
+	root string // of the tree in the entries; "" for the entries' own root
+	open func() (entries, error)
+}
+
+// entries iterates over an archive or a folder. Names are clean and relative.
+type entries interface {
+	Next() (*tar.Header, error)
+	io.Reader
+	io.Closer
+}
+
+// DebSource reads a *-dkms package, whose tree is the /usr/src/<name>-<version>
+// that holds a dkms.conf.
+func DebSource(file string) (*Source, error) {
+	digest, err := hashFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	s := &Source{Digest: digest, open: func() (entries, error) { return openDeb(file) }}
+	if err := s.findConf(func(name string) bool { return path.Dir(path.Dir(name)) == "usr/src" }); err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	s.Depends, err = debDepends(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	s.literals()
+	dir := path.Base(s.root)
+	if s.Name == "" || s.Version == "" || dir != s.Name+"-"+s.Version {
+		s.Name, s.Version = splitDir(dir, s.Name, s.Version)
+	}
+	return s, nil
+}
+
+// splitDir tells name and version from <name>-<version>, where the one or the
+// other may be known; else the version begins at the last hyphen before a digit.
+func splitDir(dir, name, version string) (string, string) {
+	if v, ok := strings.CutPrefix(dir, name+"-"); ok && name != "" {
+		return name, v
+	}
+	if n, ok := strings.CutSuffix(dir, "-"+version); ok && version != "" {
+		return n, version
+	}
+	if m := nameVersion.FindStringSubmatch(dir); m != nil {
+		return m[1], m[2]
+	}
+	return "", ""
+}
+
+var nameVersion = regexp.MustCompile(`^(.+)-(\d[^-]*(?:-.*)?)$`)
+
+// TarSource reads a tarball: plain, gz, xz, zst or bz2. Its tree is where the
+// uppermost dkms.conf is.
+func TarSource(file string) (*Source, error) {
+	digest, err := hashFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	s := &Source{Digest: digest, open: func() (entries, error) { return openTar(file) }}
+	if err := s.findConf(func(string) bool { return true }); err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	s.literals()
+	return s, nil
+}
+
+// DirSource reads a folder. A .git in it is left out.
+func DirSource(dir string) (*Source, error) {
+	s := &Source{open: func() (entries, error) { return openDir(dir) }}
+	err := s.findConf(func(name string) bool { return name == "dkms.conf" })
+	if err == nil {
+		s.Epoch = layerTime
+		s.Digest, err = s.hashTree()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", dir, err)
+	}
+	s.literals()
+	return s, nil
+}
+
+// Walk calls f for every entry of the tree, with names relative to it.
+func (s *Source) Walk(f func(h *tar.Header, r io.Reader) error) error {
+	return s.all(func(h *tar.Header, r io.Reader) error {
+		name, ok := s.inside(h.Name)
+		if !ok || name == "." {
+			return nil
+		}
+		c := *h
+		c.Name = name
+		if h.Typeflag == tar.TypeLink {
+			if c.Linkname, ok = s.inside(h.Linkname); !ok {
+				return fmt.Errorf("%q is a hard link out of the source", h.Name)
+			}
+		}
+		return f(&c, r)
+	})
+}
+
+func (s *Source) inside(name string) (string, bool) {
+	if s.root == "" || s.root == "." {
+		return name, true
+	}
+	if name == s.root {
+		return ".", true
+	}
+	return strings.CutPrefix(name, s.root+"/")
+}
+
+// all goes through all entries, with limits.
+func (s *Source) all(f func(h *tar.Header, r io.Reader) error) (err error) {
+	e, err := s.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	left := int64(maxSourceBytes)
+	for n := 0; ; n++ {
+		h, err := e.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if left -= h.Size; left < 0 || n > maxSourceEntries {
+			return fmt.Errorf("a source may have %d entries and %d bytes", maxSourceEntries, int64(maxSourceBytes))
+		}
+		if err := f(h, e); err != nil {
+			return err
+		}
+	}
+}
+
+// findConf finds the uppermost dkms.conf for which ok holds.
+func (s *Source) findConf(ok func(name string) bool) error {
+	depth := -1
+	err := s.all(func(h *tar.Header, r io.Reader) error {
+		if path.Base(h.Name) != "dkms.conf" || !ok(h.Name) {
+			return nil
+		}
+		if d := strings.Count(h.Name, "/"); depth >= 0 && d >= depth {
+			return nil
+		}
+		if h.Typeflag != tar.TypeReg || h.Size > maxConf {
+			return fmt.Errorf("%s is no file of at most %d bytes", h.Name, maxConf)
+		}
+		data, err := io.ReadAll(io.LimitReader(r, maxConf))
+		s.Conf, s.root, depth = data, path.Dir(h.Name), strings.Count(h.Name, "/")
+		s.Epoch = h.ModTime.UTC()
+		return err
+	})
+	if err == nil && depth < 0 {
+		err = ErrNoConf
+	}
+	return err
+}
+
+var literal = regexp.MustCompile(`(?m)^[ \t]*PACKAGE_(NAME|VERSION)=(?:"([^"$` + "`" + `\\]*)"|'([^']*)'|([^\s"'$` + "`" + `\\;#&|()]+))[ \t]*\r?(?:#.*)?$`)
+
+// literals takes name and version from dkms.conf where each is assigned once
+// and literally. The file is a script, which is only ever run in a container.
+func (s *Source) literals() {
+	found := map[string][]string{}
+	for _, m := range literal.FindAllStringSubmatch(string(s.Conf), -1) {
+		found[m[1]] = append(found[m[1]], m[2]+m[3]+m[4])
+	}
+	if len(found["NAME"]) == 1 && strings.Count(string(s.Conf), "PACKAGE_NAME=") == 1 {
+		s.Name = found["NAME"][0]
+	}
+	if len(found["VERSION"]) == 1 && strings.Count(string(s.Conf), "PACKAGE_VERSION=") == 1 {
+		s.Version = found["VERSION"][0]
+	}
+}
+
+// Unpack writes the tree below root, which nothing in it can leave. Files get
+// mode 0644 or 0755.
+func (s *Source) Unpack(root *os.Root) error {
+	return s.Walk(func(h *tar.Header, r io.Reader) error {
+		if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
+			return err
+		}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			return root.MkdirAll(h.Name, 0o755)
+		case tar.TypeSymlink:
+			return root.Symlink(h.Linkname, h.Name)
+		case tar.TypeLink:
+			return root.Link(h.Linkname, h.Name)
+		}
+		mode := fs.FileMode(0o644)
+		if h.Mode&0o111 != 0 {
+			mode = 0o755
+		}
+		f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Chmod(mode), f.Close())
+	})
+}
+
+// hashTree gives the sha256 of the tree in canonical form.
+func (s *Source) hashTree() (string, error) {
+	sum := sha256.New()
+	err := s.Walk(func(h *tar.Header, r io.Reader) error {
+		fmt.Fprintf(sum, "%q %c %t %q %d\n", h.Name, h.Typeflag, h.Mode&0o111 != 0 && h.Typeflag == tar.TypeReg, h.Linkname, h.Size)
+		_, err := io.Copy(sum, r)
+		return err
+	})
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// sourceLayer makes the layer with the tree at /usr/src/<name>-<version>, and
+// whatever else a deb brings at its own place.
+func sourceLayer(s *store.Store, src *Source) (*store.Layer, error) {
+	home := "usr/src/" + src.Name + "-" + src.Version
+	sum := sha256.Sum256(fmt.Appendf(nil, "kofarm layer %d source\n%s\n%s", LayerFormat, home, src.Digest))
+	return makeLayer(s, "source-"+hex.EncodeToString(sum[:]), func(w *layerWriter) error {
+		return src.all(func(h *tar.Header, r io.Reader) error {
+			name, inTree := src.inside(h.Name)
+			isDeb := strings.HasPrefix(src.root, "usr/src/")
+			if !inTree && !isDeb {
+				return nil
+			}
+			if inTree {
+				c := *h
+				c.Name = path.Join(home, name)
+				if h.Typeflag == tar.TypeLink {
+					target, ok := src.inside(h.Linkname)
+					if !ok {
+						return fmt.Errorf("%q is a hard link out of the source", h.Name)
+					}
+					c.Linkname = path.Join(home, target)
+				}
+				h = &c
+			} else if skipped.MatchString(h.Name) {
+				return nil
+			}
+			return w.add(h, r)
+		})
+	})
+}
+
+func hashFile(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+type debEntries struct {
+	*deb.Entries
+	f *os.File
+}
+
+func (d debEntries) Close() error { return errors.Join(d.Entries.Close(), d.f.Close()) }
+
+func withDeb[T any](file string, use func(*deb.Package, *os.File) (T, error)) (T, error) {
+	var zero T
+	f, err := os.Open(file)
+	if err != nil {
+		return zero, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return zero, errors.Join(err, f.Close())
+	}
+	pkg, err := deb.Open(f, fi.Size())
+	if err != nil {
+		return zero, errors.Join(err, f.Close())
+	}
+	v, err := use(pkg, f)
+	if err != nil {
+		return zero, errors.Join(err, f.Close())
+	}
+	return v, nil
+}
+
+func openDeb(file string) (entries, error) {
+	return withDeb(file, func(p *deb.Package, f *os.File) (entries, error) {
+		e, err := p.Data()
+		return debEntries{e, f}, err
+	})
+}
+
+func debDepends(file string) (string, error) {
+	return withDeb(file, func(p *deb.Package, f *os.File) (string, error) {
+		c, err := p.Control()
+		return c["Depends"], errors.Join(err, f.Close())
+	})
+}
+
+// tarEntries iterates over a tarball of a source.
+type tarEntries struct {
+	*tar.Reader
+	close func() error
+}
+
+func (t tarEntries) Close() error { return t.close() }
+
+// Next gives the next file, folder or link. A path that leaves the archive,
+// or an entry of another kind, is an error.
+func (t tarEntries) Next() (*tar.Header, error) {
+	for {
+		h, err := t.Reader.Next()
+		if err != nil {
+			return nil, err
+		}
+		switch h.Typeflag {
+		case tar.TypeXGlobalHeader:
+			continue
+		case tar.TypeReg, tar.TypeDir, tar.TypeSymlink:
+		case tar.TypeLink:
+			if h.Linkname, err = cleanPath(h.Linkname); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("%q is no file, folder or link (tar type %q)", h.Name, h.Typeflag)
+		}
+		if h.Name, err = cleanPath(h.Name); err != nil {
+			return nil, err
+		}
+		return h, nil
+	}
+}
+
+func cleanPath(name string) (string, error) {
+	clean := path.Clean(name)
+	if !filepath.IsLocal(clean) || len(name) > maxSourceName || strings.ContainsAny(name, "\x00\n") {
+		return "", fmt.Errorf("the path %q leaves the archive", name)
+	}
+	return clean, nil
+}
+
+func openTar(file string) (entries, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	r, closeDecoder, err := decompress(bufio.NewReader(f))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return tarEntries{tar.NewReader(r), func() error {
+		closeDecoder()
+		return f.Close()
+	}}, nil
+}
+
+// decompress tells the compression by the first bytes.
+func decompress(r *bufio.Reader) (io.Reader, func(), error) {
+	magic, _ := r.Peek(6)
+	nothing := func() {}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(r)
+		return z, nothing, err
+	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
+		z, err := xz.NewReader(r)
+		return z, nothing, err
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(128<<20))
+		if err != nil {
+			return nil, nothing, err
+		}
+		return z, z.Close, nil
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return bzip2.NewReader(r), nothing, nil
+	}
+	return r, nothing, nil
+}
+
+// dirEntries iterates over a folder, in the order of its paths.
+type dirEntries struct {
+	root  *os.Root
+	names []string
+	file  *os.File
+}
+
+func openDir(dir string) (entries, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &dirEntries{root: root}
+	err = fs.WalkDir(root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case name == ".":
+			return nil
+		case e.IsDir() && e.Name() == ".git":
+			return fs.SkipDir
+		case len(d.names) >= maxSourceEntries:
+			return fmt.Errorf("more than %d files", maxSourceEntries)
+		}
+		d.names = append(d.names, name)
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return d, nil
+}
+
+func (d *dirEntries) Next() (*tar.Header, error) {
+	d.closeFile()
+	if len(d.names) == 0 {
+		return nil, io.EOF
+	}
+	name := d.names[0]
+	d.names = d.names[1:]
+	fi, err := d.root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	target := ""
+	switch {
+	case fi.Mode()&fs.ModeSymlink != 0:
+		if target, err = d.root.Readlink(name); err != nil {
+			return nil, err
+		}
+	case !fi.IsDir() && !fi.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no file, folder or link", name)
+	}
+	h, err := tar.FileInfoHeader(fi, target)
+	if err != nil {
+		return nil, err
+	}
+	h.Name = name
+	if fi.Mode().IsRegular() {
+		d.file, err = d.root.Open(name)
+	}
+	return h, err
+}
+
+func (d *dirEntries) Read(p []byte) (int, error) {
+	if d.file == nil {
+		return 0, io.EOF
+	}
+	return d.file.Read(p)
+}
+
+func (d *dirEntries) closeFile() {
+	if d.file != nil {
+		d.file.Close()
+		d.file = nil
+	}
+}
+
+func (d *dirEntries) Close() error {
+	d.closeFile()
+	return d.root.Close()
+}
