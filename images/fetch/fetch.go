@@ -133,7 +133,7 @@ func (c *Client) download(ctx context.Context, f File) (string, error) {
 			return "", &localError{err}
 		}
 	}
-	part, err := lockPartial(ctx, filepath.Join(c.Partial, f.SHA256))
+	part, err := OpenLocked(ctx, filepath.Join(c.Partial, f.SHA256))
 	if err != nil {
 		return "", err
 	}
@@ -258,13 +258,17 @@ func (c *Client) request(ctx context.Context, f File, url string, part *os.File,
 		return have, statusError(t.Response)
 	}
 	n, err := copyLimited(io.MultiWriter(localWriter{part}, sum), t, f.limit()-have)
+	have += n
 	if errors.Is(err, ErrTooLarge) {
 		if f.Size >= 0 {
 			err = fmt.Errorf("%w: want %d bytes, got more", ErrChecksum, f.Size)
 		}
 		err = errors.Join(err, emptied(part))
 	}
-	return have + n, err
+	if err == nil && have < f.Size && t.ContentLength >= 0 { // it sent all that it said it would
+		err = errors.Join(fmt.Errorf("%w: want %d bytes, got %d", ErrChecksum, f.Size, have), emptied(part))
+	}
+	return have, err
 }
 
 // copyLimited copies at most limit bytes; one more is ErrTooLarge.

@@ -240,6 +240,7 @@ func TestFetchErrors(t *testing.T) {
 		{"always 503", func(*testing.T) http.HandlerFunc { return status(503) }, 5000, ErrUnavailable, ErrNotFound, "503"},
 		{"wrong bytes", func(*testing.T) http.HandlerFunc { return serveBytes(make([]byte, 5000)) }, 5000, ErrChecksum, ErrUnavailable, "want sha256 " + hexSum(want) + ", got " + hexSum(make([]byte, 5000))},
 		{"too long", func(*testing.T) http.HandlerFunc { return serveBytes(make([]byte, 5001)) }, 5000, ErrChecksum, ErrUnavailable, "want 5000 bytes"},
+		{"too short", func(*testing.T) http.HandlerFunc { return serveBytes(want[:4000]) }, 5000, ErrChecksum, ErrUnavailable, "want 5000 bytes, got 4000"},
 		{"over the limit", func(*testing.T) http.HandlerFunc { return serveBytes(make([]byte, 5001)) }, -1, ErrTooLarge, ErrUnavailable, "more than 5000 bytes"},
 		{"always broken off", func(*testing.T) http.HandlerFunc { return truncated(want, 100) }, 5000, ErrUnavailable, ErrChecksum, "EOF"},
 		{"hangs", hang, 5000, ErrUnavailable, ErrNotFound, "timeout"},
@@ -357,7 +358,7 @@ func TestLockWaitEndsWithContext(t *testing.T) {
 	if err := os.MkdirAll(c.Partial, dirMode); err != nil {
 		t.Fatal(err)
 	}
-	f, err := lockPartial(t.Context(), filepath.Join(c.Partial, hexSum(nil)))
+	f, err := OpenLocked(t.Context(), filepath.Join(c.Partial, hexSum(nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

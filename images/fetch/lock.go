@@ -13,9 +13,9 @@ import (
 // lockPoll is how often a partial file that another process holds is tried.
 const lockPoll = 50 * time.Millisecond
 
-// lockPartial opens the partial file and takes its lock, which lives until the file is closed and
+// OpenLocked opens an unfinished file, creating it, and takes its lock, which lives until it is closed and
 // so ends with the process, however that ends.
-func lockPartial(ctx context.Context, path string) (*os.File, error) {
+func OpenLocked(ctx context.Context, path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, fileMode)
 		if err != nil {

@@ -170,7 +170,7 @@ func (c *Client) writeKept(ctx context.Context, path string, k *kept) error {
 			return err
 		}
 	}
-	tmp, err := lockPartial(ctx, filepath.Join(c.Partial, filepath.Base(path)))
+	tmp, err := OpenLocked(ctx, filepath.Join(c.Partial, filepath.Base(path)))
 	if err != nil {
 		return err
 	}
