@@ -1,0 +1,123 @@
+// Package rig gives tests what they share: the built binary, one cache of
+// downloads and layers, and ways to run kofarm in it.
+package rig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Root is the repository's folder.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
+
+// Cache is a folder that outlives test runs: KOFARM_TEST_CACHE, else
+// kofarm-test in the user's cache folder.
+func Cache(t testing.TB, elem ...string) string {
+	t.Helper()
+	dir := os.Getenv("KOFARM_TEST_CACHE")
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(cache, "kofarm-test")
+	}
+	dir = filepath.Join(append([]string{dir}, elem...)...)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Store is the store that tests share which do not need an empty one.
+func Store(t testing.TB) string { return Cache(t, "store") }
+
+// Lock holds a lock of that name against other test binaries until the test
+// ends: `go test ./...` runs packages at the same time.
+func Lock(t testing.TB, name string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(Cache(t), name+".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+}
+
+var binary = sync.OnceValues(func() (string, error) {
+	cmd := exec.Command("make", "--no-print-directory", "build")
+	cmd.Dir = Root()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make build: %w\n%s", err, out)
+	}
+	return filepath.Join(Root(), "bin", "kofarm"), nil
+})
+
+// Binary builds kofarm and gives its path.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Result is what a run of a command gave.
+type Result struct {
+	Code           int
+	Stdout, Stderr string
+}
+
+// Run runs a command in dir with the environment and more.
+func Run(t testing.TB, dir string, env []string, name string, args ...string) Result {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return Result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// Kofarm runs kofarm in dir on a store, and fails the test unless it exits with
+// the status.
+func Kofarm(t testing.TB, want int, dir, store string, args ...string) Result {
+	t.Helper()
+	r := Run(t, dir, []string{"KOFARM_STORE=" + store}, Binary(t), args...)
+	if r.Code != want {
+		t.Fatalf("kofarm %q: exit status %d, want %d\n%s%s", args, r.Code, want, r.Stdout, r.Stderr)
+	}
+	return r
+}
+
+// Write writes a file below dir, with the folders above it, and gives its path.
+func Write(t testing.TB, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
