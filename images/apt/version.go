@@ -31,8 +31,8 @@ func CheckVersion(v string) error {
 		return fmt.Errorf("version of %d bytes is longer than %d", len(v), maxVersion)
 	}
 	epoch, rest := "", v
-	if i := strings.IndexByte(v, ':'); i >= 0 {
-		epoch, rest = v[:i], v[i+1:]
+	if before, after, ok := strings.Cut(v, ":"); ok {
+		epoch, rest = before, after
 		// dpkg takes an epoch up to INT_MAX, which nine digits stay below.
 		if epoch == "" || strings.Trim(epoch, "0123456789") != "" || len(epoch) > 9 {
 			return fmt.Errorf("version %q: epoch %q is not a small number", v, epoch)
@@ -58,8 +58,8 @@ func CheckVersion(v string) error {
 }
 
 func cutEpoch(v string) (epoch, rest string) {
-	if i := strings.IndexByte(v, ':'); i >= 0 {
-		return v[:i], v[i+1:]
+	if before, after, ok := strings.Cut(v, ":"); ok {
+		return before, after
 	}
 	return "", v
 }
