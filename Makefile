@@ -1,12 +1,54 @@
-# kofarm: see README.md.
-GO      ?= go
-BIN     := bin/kofarm
-TAGS    := seccomp netgo osusergo
+# What this makes is described in README.md.
+GO     ?= go
+TAGS   := seccomp netgo osusergo
+GOTEST := $(GO) test -tags '$(TAGS)'
+FUZZTIME ?= 5s
 export CGO_ENABLED = 1
 
-.PHONY: build
-build: $(BIN)
+.PHONY: build demo test soak lint bench fuzz-smoke clean
 
-.PHONY: $(BIN)
-$(BIN):
-	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '-s -w -linkmode external -extldflags "-static"' -o $@ ./cmd/kofarm
+# The binary is static, and finds libseccomp at build time only.
+build:
+	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/kofarm ./cmd/kofarm
+
+# The main job on the embedded runtime: real kernels, real modules, real tarballs.
+demo:
+	ci/setup build
+	$(MAKE) --no-print-directory build
+	bin/kofarm build testdata/demo/farm.yaml --output dist
+	@echo; bin/kofarm status testdata/demo/farm.yaml; echo; ls -l dist
+
+# Everything, against the real tools, which ci/setup installs.
+test:
+	ci/setup test
+	$(GOTEST) -timeout 60m ./...
+
+# The long counts: kills at random moments, fuzzing.
+soak:
+	ci/setup test
+	KOFARM_SOAK_KILLS=100 $(GOTEST) -count 1 -timeout 0 -v -run Soak ./ci/...
+	$(MAKE) --no-print-directory fuzz-smoke FUZZTIME=2m
+
+bench:
+	ci/setup test
+	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/embedded ./matrix
+	$(GOTEST) -count 1 -timeout 0 -v -run '^$$' -bench . -benchtime 1x ./ci/bench
+
+# Every fuzz test for FUZZTIME.
+fuzz-smoke:
+	@for p in $$($(GO) list -tags '$(TAGS)' ./...); do \
+	  for f in $$($(GOTEST) -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "$$p $$f"; \
+	    $(GOTEST) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$p || exit 1; \
+	  done; \
+	done
+
+lint:
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet -tags '$(TAGS)' ./...
+	$(GO) tool staticcheck -tags '$(TAGS)' ./...
+	$(GO) fix -tags '$(TAGS)' -diff ./...
+	shellcheck ci/setup .ci/run worker/recipe.sh
+
+clean:
+	rm -rf bin dist
