@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/kofarm/kofarm/images"
@@ -59,8 +58,9 @@ const keyFormat = 1
 
 // key hashes what the cell's result depends on, each part with its length. The
 // number of jobs, limits, mirrors, the runtime, checks and packaging are left
-// out: they do not change what is built.
-func (c *Cell) key() string {
+// out: they do not change what is built. packages is the digest of the cell's
+// packages, which many cells share.
+func (c *Cell) key(packages string) string {
 	h := sha256.New()
 	part := func(s string) { fmt.Fprintf(h, "%d:%s\n", len(s), s) }
 	part(fmt.Sprintf("kofarm key %d layers %d", keyFormat, images.LayerFormat))
@@ -70,9 +70,7 @@ func (c *Cell) key() string {
 	part(c.Module.Version)
 	part(c.Inputs.Source.Digest)
 	part(sha256hex(c.Inputs.Program.Data))
-	packagesPart(h, c.Inputs.Toolchain)
-	packagesPart(h, c.Inputs.Headers)
-	packagesPart(h, c.Inputs.Extra)
+	part(packages)
 	if c.Inputs.Custom != nil {
 		part(fmt.Sprintf("%q", c.Inputs.Custom.Digests))
 	}
@@ -80,9 +78,15 @@ func (c *Cell) key() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func packagesPart(w io.Writer, pkgs []*apt.Package) {
-	fmt.Fprintf(w, "packages %d\n", len(pkgs))
-	for _, p := range pkgs {
-		fmt.Fprintf(w, "%q %q %q %q\n", p.Name, p.Version, p.Arch, p.SHA256)
+// digestPackages hashes lists of packages: name, version, arch and sha256 of
+// each.
+func digestPackages(lists ...[]*apt.Package) string {
+	h := sha256.New()
+	for _, pkgs := range lists {
+		fmt.Fprintf(h, "packages %d\n", len(pkgs))
+		for _, p := range pkgs {
+			fmt.Fprintf(h, "%q %q %q %q\n", p.Name, p.Version, p.Arch, p.SHA256)
+		}
 	}
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -52,7 +52,13 @@ type prepared struct {
 }
 
 // kernelInputs memoizes what a kernel's cells share, by their build packages.
-type kernelInputs struct{ byPackages map[string]*debian.Closure }
+type kernelInputs struct{ byPackages map[string]*closure }
+
+// closure is the packages of a cell, with their digest for its key.
+type closure struct {
+	*debian.Closure
+	digest string
+}
 
 // Prepare makes the plan. Mistakes in the farm file are errors of type
 // *matrix.Error, joined.
@@ -278,39 +284,41 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := s.inputs(c); err != nil {
+		packages, err := s.inputs(c)
+		if err != nil {
 			return nil, err
 		}
-		c.Key = c.key()
+		c.Key = c.key(packages)
 	}
 	return cells, nil
 }
 
-func (s *prepared) inputs(c *Cell) error {
+// inputs fills in what the cell is built from, and gives its packages' digest.
+func (s *prepared) inputs(c *Cell) (packages string, err error) {
 	c.Inputs.Source, c.Inputs.Program = s.sources[c.Module], s.Program
 	if c.Kernel.Arch != "x86_64" {
-		return s.mistake(c.Module.Pos, c.Kernel.Arch, fmt.Sprintf("%s: building for %s is not supported", c.Name(), c.Kernel.Arch), "arch: x86_64")
+		return "", s.mistake(c.Module.Pos, c.Kernel.Arch, fmt.Sprintf("%s: building for %s is not supported", c.Name(), c.Kernel.Arch), "arch: x86_64")
 	}
 	build, err := debian.BuildPackages(c.Inputs.Source.Depends)
 	if err != nil {
-		return fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
+		return "", fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
 	}
-	closure, err := s.closure(c.Kernel, slices.Concat(build, c.Module.BuildPackages))
+	all, err := s.closure(c.Kernel, slices.Concat(build, c.Module.BuildPackages))
 	if err != nil {
-		return s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
+		return "", s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
 	}
-	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra = closure.Toolchain, closure.Headers, closure.Extra
+	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra = all.Toolchain, all.Headers, all.Extra
 	if c.Kernel.Custom != nil {
 		c.Inputs.Custom, err = s.customHeaders(c.Kernel.Custom)
 	}
-	return err
+	return all.digest, err
 }
 
 // closure resolves the packages of a kernel and build packages, once.
-func (s *prepared) closure(k *matrix.Kernel, build []string) (*debian.Closure, error) {
+func (s *prepared) closure(k *matrix.Kernel, build []string) (*closure, error) {
 	known := s.kernels[k]
 	if known == nil {
-		known = &kernelInputs{map[string]*debian.Closure{}}
+		known = &kernelInputs{map[string]*closure{}}
 		s.kernels[k] = known
 	}
 	name := strings.Join(build, ",")
@@ -329,10 +337,11 @@ func (s *prepared) closure(k *matrix.Kernel, build []string) (*debian.Closure, e
 		suite := s.suites[suiteKey{k.Distribution, k.Suite, k.Arch}]
 		c, err = suite.Resolve(&debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version}, nil, build)
 	}
-	if err == nil {
-		known.byPackages[name] = c
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	known.byPackages[name] = &closure{c, digestPackages(c.Toolchain, c.Headers, c.Extra)}
+	return known.byPackages[name], nil
 }
 
 // customHeaders reads the headers of a kernel of one's own, once.

@@ -24,6 +24,8 @@ type Report struct {
 	PackageSets map[string][]PackageRef `json:"packageSets"`
 	Cells       []CellReport            `json:"cells"` // in the plan's order
 	Files       []File                  `json:"files"` // the packages, in no cell's order but the output's
+
+	digests map[**apt.Package]string // of lists, which cells share
 }
 
 // Counts counts cells by outcome. Unchecked are among the built.
@@ -89,7 +91,7 @@ type File struct {
 }
 
 func newReport(results []*Result, packages []Package, files []File, logs []string) *Report {
-	r := &Report{Version: ReportVersion, PackageSets: map[string][]PackageRef{}, Files: files, Cells: []CellReport{}}
+	r := &Report{Version: ReportVersion, PackageSets: map[string][]PackageRef{}, digests: map[**apt.Package]string{}, Files: files, Cells: []CellReport{}}
 	if r.Files == nil {
 		r.Files = []File{}
 	}
@@ -166,16 +168,16 @@ func (r *Report) packageSet(pkgs []*apt.Package) string {
 	if len(pkgs) == 0 {
 		return ""
 	}
-	h := sha256.New()
-	packagesPart(h, pkgs)
-	digest := hex.EncodeToString(h.Sum(nil))
-	if r.PackageSets[digest] == nil {
-		refs := make([]PackageRef, len(pkgs))
-		for i, p := range pkgs {
-			refs[i] = PackageRef{p.Name, p.Version, p.Arch, p.SHA256}
-		}
-		r.PackageSets[digest] = refs
+	if digest, ok := r.digests[&pkgs[0]]; ok {
+		return digest
 	}
+	digest := digestPackages(pkgs)
+	refs := make([]PackageRef, len(pkgs))
+	for i, p := range pkgs {
+		refs[i] = PackageRef{p.Name, p.Version, p.Arch, p.SHA256}
+	}
+	r.PackageSets[digest] = refs
+	r.digests[&pkgs[0]] = digest
 	return digest
 }
 
