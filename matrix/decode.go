@@ -267,14 +267,6 @@ func (d *decoder) word(n *yaml.Node, what string, allowed []string) string {
 	return w.Text
 }
 
-func (d *decoder) boolean(n *yaml.Node, what string, into *bool) {
-	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!bool" {
-		d.wrongKind(n, what, "true or false")
-		return
-	}
-	*into = strings.EqualFold(n.Value, "true")
-}
-
 // integer reads a whole number from least to most.
 func (d *decoder) integer(n *yaml.Node, what string, least, most int, into *int) {
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" {

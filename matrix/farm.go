@@ -17,7 +17,6 @@ type Farm struct {
 	Output   Output
 	Limits   Limits
 	Build    Build
-	Check    Check
 }
 
 // Word is a name or pattern and where it stands in the file.
@@ -201,14 +200,8 @@ type Limits struct {
 
 // Build says how cells are run.
 type Build struct {
-	Parallel   int  // cells at a time; 0, the default: as many as there are cores
-	Retries    int  // of an infrastructure failure; default 2
-	DiskBacked bool // the build directory is on disk instead of in memory
-}
-
-// Check says how built modules are checked.
-type Check struct {
-	Strict bool // a module that fails a check is not packed; default true
+	Parallel int // cells at a time; 0, the default: as many as there are cores
+	Retries  int // of an infrastructure failure; default 2
 }
 
 // firstSet is the first entry of kernels that chooses from an archive, or nil.

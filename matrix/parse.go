@@ -143,7 +143,6 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 		Output:   defaultOutput(),
 		Limits:   defaultLimits(),
 		Build:    Build{Retries: 2},
-		Check:    Check{Strict: true},
 	}
 	given := d.mapping(root, "farm file", fields{
 		"modules":  func(n *yaml.Node) { f.Modules = d.modules(n) },
@@ -154,7 +153,6 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 		"output":   func(n *yaml.Node) { d.output(n, &f.Output) },
 		"limits":   func(n *yaml.Node) { d.limits(n, &f.Limits) },
 		"build":    func(n *yaml.Node) { d.build(n, &f.Build) },
-		"check":    func(n *yaml.Node) { d.check(n, &f.Check) },
 	})
 	if given == nil {
 		return f

@@ -139,7 +139,7 @@ func TestParseDefaults(t *testing.T) {
 	if set.Distribution != "debian" || set.Releases[0].Latest != 1 || set.Arch[0].Text != "x86_64" || set.Flavors != nil {
 		t.Errorf("got kernels %+v", set)
 	}
-	if !f.Check.Strict || f.Build.Retries != 2 || f.Limits.Memory != 4*GiB || f.Output.Directory != "dist" {
+	if f.Build.Retries != 2 || f.Limits.Memory != 4*GiB || f.Output.Directory != "dist" {
 		t.Errorf("got %+v", f)
 	}
 }

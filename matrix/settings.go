@@ -132,14 +132,7 @@ func (d *decoder) limits(n *yaml.Node, l *Limits) {
 
 func (d *decoder) build(n *yaml.Node, b *Build) {
 	d.mapping(n, "build", fields{
-		"parallel":    func(n *yaml.Node) { d.integer(n, "parallel", 0, maxParallel, &b.Parallel) },
-		"retries":     func(n *yaml.Node) { d.integer(n, "retries", 0, maxRetries, &b.Retries) },
-		"disk-backed": func(n *yaml.Node) { d.boolean(n, "disk-backed", &b.DiskBacked) },
-	})
-}
-
-func (d *decoder) check(n *yaml.Node, c *Check) {
-	d.mapping(n, "check", fields{
-		"strict": func(n *yaml.Node) { d.boolean(n, "strict", &c.Strict) },
+		"parallel": func(n *yaml.Node) { d.integer(n, "parallel", 0, maxParallel, &b.Parallel) },
+		"retries":  func(n *yaml.Node) { d.integer(n, "retries", 0, maxRetries, &b.Retries) },
 	})
 }
