@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/worker"
 )
@@ -29,6 +30,8 @@ type Assembler interface {
 // from several goroutines.
 type Observer interface {
 	Started(c *Cell)
+	// Retrying tells of an infrastructure fault, and when the cell is tried again.
+	Retrying(c *Cell, wait time.Duration, err error)
 	Finished(r *Result)
 }
 
@@ -132,7 +135,7 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result 
 			slots.finished()
 			return &Result{Cell: c, Outcome: Infrastructure, Err: err}
 		}
-		b.Log.Warn("trying again", "cell", c.Name(), "in", wait, "after", err)
+		b.Observer.Retrying(c, wait, err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -268,10 +271,10 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output, log []byte) error {
 	return err
 }
 
-// retryable tells faults that may pass from those that will not.
+// retryable tells faults that may pass from those that will not: the fetcher
+// has asked every mirror, and has waited where that helps.
 func retryable(err error) bool {
-	var permanent interface{ Permanent() bool }
-	return !errors.As(err, &permanent) || !permanent.Permanent()
+	return !errors.Is(err, fetch.ErrNotFound) && !errors.Is(err, fetch.ErrOffline)
 }
 
 // slots hands out the right to run a build, and how many jobs its make may use.

@@ -1,6 +1,10 @@
 package farm
 
-import "github.com/kofarm/kofarm/images/store"
+import (
+	"io"
+
+	"github.com/kofarm/kofarm/images/store"
+)
 
 // Status says what the store knows of a cell.
 type Status string
@@ -24,4 +28,14 @@ func StatusOf(s *store.Store, c *Cell) (Status, *Record) {
 		return CheckFailed, rec
 	}
 	return Status(rec.Outcome), rec
+}
+
+// OpenLog opens the log of a cell's last build, as plain text. The error is
+// store.ErrNotFound where there was none. The caller closes the log.
+func OpenLog(s *store.Store, c *Cell) (io.ReadCloser, error) {
+	rec, err := records{s}.load(c.Key)
+	if err != nil {
+		return nil, err
+	}
+	return records{s}.log(rec.Log)
 }

@@ -5,6 +5,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +18,7 @@ import (
 type Progress struct {
 	mu      sync.Mutex
 	w       io.Writer
-	live    bool
+	width   int // of the terminal; 0: there is none
 	total   int
 	done    int
 	cached  int
@@ -35,10 +36,11 @@ type run struct {
 	since time.Time
 }
 
-// NewProgress makes a Progress for so many cells. Close ends it.
-func NewProgress(w io.Writer, total int, live bool) *Progress {
-	p := &Progress{w: w, live: live, total: total, counts: map[farm.Outcome]int{}, stop: make(chan struct{})}
-	if live {
+// NewProgress makes a Progress for so many cells. The width is the terminal's, 0
+// where w is none. Close ends it.
+func NewProgress(w io.Writer, total, width int) *Progress {
+	p := &Progress{w: w, width: width, total: total, counts: map[farm.Outcome]int{}, stop: make(chan struct{})}
+	if width > 0 {
 		p.stopped.Go(p.tick)
 	}
 	return p
@@ -68,16 +70,19 @@ func (p *Progress) Started(c *farm.Cell) {
 	p.redraw("")
 }
 
+// Retrying implements farm.Observer.
+func (p *Progress) Retrying(c *farm.Cell, wait time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forget(c)
+	p.redraw(fmt.Sprintf("%-14s %s in %s\n    %v\n", "trying again", c.Name(), wait, err))
+}
+
 // Finished implements farm.Observer.
 func (p *Progress) Finished(r *farm.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, run := range p.running {
-		if run.cell == r.Cell {
-			p.running = append(p.running[:i], p.running[i+1:]...)
-			break
-		}
-	}
+	p.forget(r.Cell)
 	p.done++
 	p.counts[r.Outcome]++
 	if r.Cached {
@@ -86,6 +91,11 @@ func (p *Progress) Finished(r *farm.Result) {
 		return
 	}
 	p.redraw(line(r))
+}
+
+// forget takes a cell off the running ones.
+func (p *Progress) forget(c *farm.Cell) {
+	p.running = slices.DeleteFunc(p.running, func(r run) bool { return r.cell == c })
 }
 
 // Close ends the live view and leaves the counts.
@@ -138,21 +148,25 @@ func line(r *farm.Result) string {
 func (p *Progress) redraw(text string) {
 	p.erase()
 	fmt.Fprint(p.w, text)
-	if !p.live {
+	if p.width == 0 {
 		return
 	}
 	const most = 16
 	for i, r := range p.running {
 		if i == most {
-			fmt.Fprintf(p.w, "  … and %d more\n", len(p.running)-i)
-			p.drawn++
+			p.draw("  … and %d more", len(p.running)-i)
 			break
 		}
-		fmt.Fprintf(p.w, "  %4.0fs %.100s\n", time.Since(r.since).Seconds(), r.cell.Name())
-		p.drawn++
+		p.draw("  %4.0fs %s", time.Since(r.since).Seconds(), r.cell.Name())
 	}
-	fmt.Fprintf(p.w, "%d/%d cells: %d built, %d excluded, %d failed, %d from the store\n", p.done, p.total,
+	p.draw("%d/%d cells: %d built, %d excluded, %d failed, %d from the store", p.done, p.total,
 		p.counts[farm.Built], p.counts[farm.Excluded], p.counts[farm.Failed]+p.counts[farm.Infrastructure], p.cached)
+}
+
+// draw adds a line to the live view, cut so that it does not wrap.
+func (p *Progress) draw(format string, args ...any) {
+	line := []rune(fmt.Sprintf(format, args...))
+	fmt.Fprintln(p.w, string(line[:min(len(line), p.width-1)]))
 	p.drawn++
 }
 

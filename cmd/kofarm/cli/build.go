@@ -62,7 +62,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if parallel == 0 {
 		parallel = s.farm.Build.Parallel
 	}
-	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminal())
+	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
 	b := &farm.Builder{
 		Store: s.store, Images: &images.Assembler{Store: s.store, Fetcher: fetcher{s.fetch}}, Runner: runner,
 		Observer: progress, Log: a.log, Limits: limits(s.farm), Parallel: parallel, Retries: s.farm.Build.Retries,
@@ -95,6 +95,7 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 		fmt.Fprintln(a.stdout, string(data))
 	case !a.quiet:
 		a.warnPackages(c.Packages)
+		a.listFailures(dir, c.Report)
 		fmt.Fprintf(a.stdout, "%d built (%d of %d cells were in the store), %d excluded, %d failed; %d files in %s\n",
 			counts.Built, counts.Cached, len(c.Report.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, len(c.Report.Files), dir)
 	}
@@ -109,6 +110,28 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 		return &exitError{code: exitFailed}
 	}
 	return nil
+}
+
+// listFailures names every cell that is not as it should be, and its log.
+func (a *app) listFailures(dir string, r *farm.Report) {
+	for _, c := range r.Cells {
+		what := ""
+		switch {
+		case c.Outcome == farm.Failed:
+			what = fmt.Sprintf("failed: %s: %s", c.Phase, c.Message)
+		case c.Outcome == farm.Infrastructure:
+			what = "infrastructure: " + c.Message
+		case c.Check != nil && !c.Check.OK:
+			p := c.Check.Problems[0]
+			what = fmt.Sprintf("check failed: %s: %s: %s", p.Module, p.Kind, p.Detail)
+		default:
+			continue
+		}
+		fmt.Fprintf(a.stdout, "%s/%s on %s (%s) %s\n", c.Module, c.Version, c.Release, c.Arch, what)
+		if c.Log != "" {
+			fmt.Fprintf(a.stdout, "    %s\n", filepath.Join(dir, c.Log))
+		}
+	}
 }
 
 // warnPackages prints each warning once, with the packages that it is about.

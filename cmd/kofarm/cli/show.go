@@ -3,10 +3,12 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/report"
+	"github.com/kofarm/kofarm/images/store"
 )
 
 func (a *app) planCommand() *cobra.Command {
@@ -97,6 +100,41 @@ func (a *app) status(ctx context.Context, file string) error {
 	return grid.Text(a.stdout)
 }
 
+func (a *app) logCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "log MODULE[/VERSION] KERNEL [farm.yaml]",
+		Short: "Print the log of a cell's last build, from the store",
+		Args:  cobra.RangeArgs(2, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.printLog(cmd.Context(), args[0], args[1], farmArg(args[2:]))
+		},
+	}
+}
+
+func (a *app) printLog(ctx context.Context, module, release, file string) error {
+	s, err := a.open(ctx, file)
+	if err != nil {
+		return err
+	}
+	name, version, _ := strings.Cut(module, "/")
+	for _, c := range s.plan.Cells {
+		if c.Module.Name != name || c.Kernel.Release != release || (version != "" && c.Module.Version != version) {
+			continue
+		}
+		log, err := farm.OpenLog(s.store, c)
+		if errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("%s has not been built yet", c.Name())
+		}
+		if err != nil {
+			return infrastructure(err)
+		}
+		defer log.Close()
+		_, err = io.Copy(a.stdout, log)
+		return infrastructure(err)
+	}
+	return fmt.Errorf("%s has no cell %s on %s; `kofarm plan` lists them", file, module, release)
+}
+
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
@@ -113,10 +151,18 @@ func (a *app) versionCommand() *cobra.Command {
 	}
 }
 
-// terminal says whether progress goes to a terminal.
-func (a *app) terminal() bool {
+// terminalWidth is the width of the terminal that progress goes to, 0 where it
+// goes to none.
+func (a *app) terminalWidth() int {
 	f, ok := a.stderr.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+	if !ok || a.quiet || os.Getenv("TERM") == "dumb" || !term.IsTerminal(int(f.Fd())) {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || width < 20 {
+		return 0
+	}
+	return width
 }
 
 func (a *app) progressWriter() io.Writer {
