@@ -206,7 +206,7 @@ func newTestClient(t testing.TB) *Client {
 	h := fetch.NewHTTP(5 * time.Second)
 	h.RetryWaitMin, h.RetryWaitMax = time.Millisecond, time.Millisecond
 	return &Client{
-		Fetch: &fetch.Client{Dir: filepath.Join(dir, "files"), Partial: filepath.Join(dir, "partial"), HTTP: h},
+		Fetch: &fetch.Client{Dir: filepath.Join(dir, "files"), Kept: filepath.Join(dir, "kept"), Partial: filepath.Join(dir, "partial"), HTTP: h},
 		Dir:   filepath.Join(dir, "indexes"),
 	}
 }

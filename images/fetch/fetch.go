@@ -34,7 +34,8 @@ const (
 // Client downloads into a cache on disk that several processes may share. It is safe for
 // concurrent use; its fields are not changed after the first call.
 type Client struct {
-	Dir     string                // finished files, named by their sha256 in hex; copies of mutable ones in "mutable"
+	Dir     string                // finished files, named by their sha256 in hex
+	Kept    string                // copies of mutable files
 	Partial string                // unfinished files, on the same file system as Dir
 	HTTP    *retryablehttp.Client // nil: NewHTTP(Stall)
 	Stall   time.Duration         // how long a server may send nothing; zero: DefaultStall

@@ -28,7 +28,7 @@ func newClient(t *testing.T) *Client {
 	dir := t.TempDir()
 	h := NewHTTP(testStall)
 	h.RetryWaitMin, h.RetryWaitMax = time.Millisecond, 5*time.Millisecond
-	return &Client{Dir: filepath.Join(dir, "files"), Partial: filepath.Join(dir, "partial"), HTTP: h, Stall: testStall}
+	return &Client{Dir: filepath.Join(dir, "files"), Kept: filepath.Join(dir, "kept"), Partial: filepath.Join(dir, "partial"), HTTP: h, Stall: testStall}
 }
 
 func content(n int) []byte {

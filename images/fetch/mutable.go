@@ -15,7 +15,6 @@ import (
 )
 
 const (
-	mutableDir     = "mutable"
 	mutableNameMax = 200     // bytes of an escaped name; file systems take 255
 	mutableHeadMax = 8 << 10 // bytes of the first line of a kept copy
 )
@@ -128,7 +127,7 @@ func (c *Client) mutablePath(name string) (string, error) {
 	if escaped == "" || strings.HasPrefix(escaped, ".") || len(escaped) > mutableNameMax {
 		return "", fmt.Errorf("name %q of a mutable file is empty, begins with a dot or is longer than %d bytes", name, mutableNameMax)
 	}
-	return filepath.Join(c.Dir, mutableDir, escaped), nil
+	return filepath.Join(c.Kept, escaped), nil
 }
 
 // readKept returns nil where there is no usable copy.

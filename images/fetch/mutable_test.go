@@ -118,7 +118,7 @@ func TestMutableDamagedCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(c.Dir+"/"+mutableDir, dirMode); err != nil {
+	if err := os.MkdirAll(c.Kept, dirMode); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte("no json"), fileMode); err != nil {
