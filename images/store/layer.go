@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -61,32 +62,42 @@ func (l *Layer) MediaType() (types.MediaType, error) { return l.desc.MediaType, 
 // Compressed implements v1.Layer.
 func (l *Layer) Compressed() (io.ReadCloser, error) { return l.s.Open(l.desc.Digest) }
 
-// Uncompressed implements v1.Layer.
+// Uncompressed implements v1.Layer. Like Open it checks the blob at its end.
 func (l *Layer) Uncompressed() (io.ReadCloser, error) {
-	blob, err := l.s.open(l.desc.Digest)
+	blob, err := l.s.Open(l.desc.Digest)
 	if err != nil {
 		return nil, err
 	}
 	zr, err := gzip.NewReader(blob)
 	if err != nil {
-		blob.Close()
-		return nil, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+		return nil, errors.Join(l.damaged(err), blob.Close())
 	}
-	return &gunzipped{zr, blob}, nil
+	return &gunzipped{zr, blob, l}, nil
+}
+
+// damaged tells whether the blob is to blame for an error of reading it.
+func (l *Layer) damaged(err error) error {
+	if verr := l.s.verify(l.desc.Digest); verr != nil && !errors.Is(verr, ErrNotFound) {
+		err = verr
+	}
+	return fmt.Errorf("layer %s: %w", l.desc.Digest, err)
 }
 
 type gunzipped struct {
 	*gzip.Reader
-	blob io.Closer
+	blob  io.Closer
+	layer *Layer
 }
 
-func (g *gunzipped) Close() error {
-	err := g.Reader.Close()
-	if cerr := g.blob.Close(); err == nil {
-		err = cerr
+func (g *gunzipped) Read(p []byte) (int, error) {
+	n, err := g.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = g.layer.damaged(err)
 	}
-	return err
+	return n, err
 }
+
+func (g *gunzipped) Close() error { return errors.Join(g.Reader.Close(), g.blob.Close()) }
 
 // PutImage stores an image's config and manifest, whose layers must be in the
 // store, and names it.

@@ -11,6 +11,7 @@
 //	blobs/sha256/<hex>            content
 //	refs/<kind>/<name>            a descriptor in JSON
 //	partial/, cache/<name>/       unfinished downloads; what can be made again
+//	tmp/, lock                    what is being written; locked, shared, by everyone who has the store open
 package store
 
 import (
@@ -25,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -35,28 +37,66 @@ var ErrNotFound = errors.New("not in the store")
 
 // Store is a store on disk. It is safe for concurrent use, also by several
 // processes.
-type Store struct{ dir string }
+type Store struct {
+	dir  string
+	lock *os.File
+}
 
-// Open opens the store in dir, and makes it where there is none.
+// Open opens the store in dir, and makes it where there is none. Where nobody
+// else has it open, temporary files that a killed run has left are removed.
+// Close ends its use.
 func Open(dir string) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", dir, err)
 	}
-	s := &Store{abs}
+	s := &Store{dir: abs}
 	for _, d := range []string{s.BlobDir(), s.PartialDir(), s.path("refs"), s.path("tmp")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("opening the store %s: %w", dir, err)
 		}
 	}
+	err = s.share()
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", dir, err)
+	}
 	err = errors.Join(
 		s.ensure("oci-layout", `{"imageLayoutVersion":"1.0.0"}`),
 		s.ensure("index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`))
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", dir, err), s.Close())
 	}
 	return s, nil
 }
+
+// share takes the store's lock together with everyone who has the store open.
+// Whoever has it alone for a moment sweeps.
+func (s *Store) share() error {
+	lock, err := os.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		err = s.sweep()
+	}
+	if err = errors.Join(err, syscall.Flock(int(lock.Fd()), syscall.LOCK_SH)); err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	s.lock = lock
+	return nil
+}
+
+// sweep removes temporary files which a killed run has left.
+func (s *Store) sweep() error {
+	entries, err := os.ReadDir(s.path("tmp"))
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(s.path("tmp", e.Name())))
+	}
+	return err
+}
+
+// Close ends the use of the store.
+func (s *Store) Close() error { return s.lock.Close() }
 
 // Dir is the store's folder, an absolute path.
 func (s *Store) Dir() string { return s.dir }
@@ -66,6 +106,9 @@ func (s *Store) BlobDir() string { return s.path("blobs", "sha256") }
 
 // PartialDir holds unfinished downloads.
 func (s *Store) PartialDir() string { return s.path("partial") }
+
+// TempDir holds what is being made; a later Open removes what is left there.
+func (s *Store) TempDir() string { return s.path("tmp") }
 
 // CacheDir gives a folder for files that can be made again from blobs.
 func (s *Store) CacheDir(name string) string { return s.path("cache", name) }
@@ -144,12 +187,13 @@ func (w *Writer) Commit() (v1.Hash, int64, error) {
 // Abort throws the blob away.
 func (w *Writer) Abort() error { return errors.Join(w.f.Close(), os.Remove(w.f.Name())) }
 
-// Put stores data as a blob of the media type.
+// Put stores data as a blob of the media type. A blob that is there, but
+// damaged, is replaced.
 func (s *Store) Put(data []byte, mediaType types.MediaType) (v1.Descriptor, error) {
 	sum := sha256.Sum256(data)
 	d := v1.Descriptor{MediaType: mediaType, Size: int64(len(data)),
 		Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}}
-	if s.Has(d.Digest, d.Size) {
+	if s.Has(d.Digest, d.Size) && s.verify(d.Digest) == nil {
 		return d, nil
 	}
 	if err := s.writeFile(s.blobPath(d.Digest), data); err != nil {
@@ -196,15 +240,29 @@ type verifier struct {
 	sum  hash.Hash
 }
 
+// Read reads. A blob that turns out to be damaged is removed: it is worth
+// nothing, and what made it can make it again.
 func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.f.Read(p)
 	v.sum.Write(p[:n])
 	if errors.Is(err, io.EOF) {
 		if got := hex.EncodeToString(v.sum.Sum(nil)); got != v.want.Hex {
-			return n, fmt.Errorf("blob %s is damaged: its content has sha256 %s; remove %s", v.want, got, v.f.Name())
+			err = fmt.Errorf("blob %s is damaged: its content has sha256 %s; it is removed, run again to make it anew", v.want, got)
+			return n, errors.Join(err, os.Remove(v.f.Name()))
 		}
 	}
 	return n, err
+}
+
+// verify reads a blob to its end.
+func (s *Store) verify(h v1.Hash) error {
+	r, err := s.Open(h)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
 }
 
 func (v *verifier) Close() error { return v.f.Close() }
@@ -277,16 +335,6 @@ func (s *Store) SetRef(kind, name string, d v1.Descriptor) error {
 		return fmt.Errorf("naming %s %s: %w", kind, name, err)
 	}
 	return nil
-}
-
-// Sweep removes temporary files which a killed run has left. Nobody else may
-// be using the store.
-func (s *Store) Sweep() error {
-	entries, err := os.ReadDir(s.path("tmp"))
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(s.path("tmp", e.Name())))
-	}
-	return err
 }
 
 // indexed are the kinds of refs that index.json lists.
