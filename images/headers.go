@@ -29,12 +29,12 @@ type Headers struct {
 	Digests []string
 	parts   []headerPart
 	build   string // folder of the build tree, relative to the root
-	symvers []byte
+	symvers bool   // whether a Module.symvers is there
 }
 
 type headerPart struct {
+	*Source
 	path string
-	open func() (entries, error)
 	tree bool // a bare build tree, without a place of its own
 }
 
@@ -61,31 +61,28 @@ func (h *Headers) addPart(p string) error {
 	}
 	switch {
 	case fi.IsDir():
-		part.tree, part.open = true, func() (entries, error) { return openDir(p) }
-		src := Source{open: part.open}
-		digest, err := src.hashTree()
-		h.Digests = append(h.Digests, digest)
-		h.parts = append(h.parts, part)
-		return err
+		part.tree, part.Source = true, &Source{open: func() (entries, error) { return openDir(p) }}
+		part.hash = part.hashTree
 	case strings.HasSuffix(p, ".deb"):
-		part.open = func() (entries, error) { return openDeb(p) }
+		part.Source = fileSource(p, openDeb)
 	case strings.HasSuffix(p, ".rpm"):
-		part.open = func() (entries, error) { return openRPM(p) }
+		part.Source = fileSource(p, openRPM)
 	default:
 		return errors.New("headers are a folder, a .deb or a .rpm")
 	}
-	digest, err := hashFile(p)
-	h.Digests = append(h.Digests, digest)
+	if part.Digest, err = part.hash(); err != nil {
+		return err
+	}
+	h.Digests = append(h.Digests, part.Digest)
 	h.parts = append(h.parts, part)
-	return err
+	return nil
 }
 
 // each calls f for every entry of all parts, a bare tree's under the place that
 // distributions use.
 func (h *Headers) each(f func(*tar.Header, io.Reader) error) error {
 	for _, p := range h.parts {
-		src := Source{open: p.open}
-		err := src.all(func(e *tar.Header, r io.Reader) error {
+		err := p.all(func(e *tar.Header, r io.Reader) error {
 			c := *e
 			if p.tree {
 				c.Name = path.Join("usr/src/linux-headers-"+h.Release, e.Name)
@@ -101,7 +98,7 @@ func (h *Headers) each(f func(*tar.Header, io.Reader) error) error {
 
 // find looks for the build tree and its Module.symvers.
 func (h *Headers) find() error {
-	symvers := map[string][]byte{}
+	symvers := map[string]bool{} // folders that have one
 	var other []string
 	err := h.each(func(e *tar.Header, r io.Reader) error {
 		switch {
@@ -111,35 +108,46 @@ func (h *Headers) find() error {
 			if got := string(bytes.TrimSpace(data)); got == h.Release {
 				h.build = strings.TrimSuffix(e.Name, "/include/config/kernel.release")
 			} else {
-				other = append(other, got)
+				other = append(other, fmt.Sprintf("%q", got))
 			}
 			return err
-		case path.Base(e.Name) == "Module.symvers" && e.Size <= maxSymvers:
-			data, err := io.ReadAll(r)
-			symvers[path.Dir(e.Name)] = data
-			return err
+		case path.Base(e.Name) == "Module.symvers":
+			symvers[path.Dir(e.Name)] = true
 		}
 		return nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if h.build == "" && len(other) > 0 {
-		return fmt.Errorf("they are of kernel %s, not %s", strings.Join(other, ", "), h.Release)
-	}
-	if h.build == "" {
+	case h.build == "" && len(other) > 0:
+		return fmt.Errorf("they are of kernel %s, not %q", strings.Join(other, ", "), h.Release)
+	case h.build == "":
 		return errors.New("they hold no include/config/kernel.release: not a built kernel's headers")
 	}
 	h.symvers = symvers[h.build]
 	return nil
 }
 
-// Symvers gives the kernel's Module.symvers.
-func (h *Headers) Symvers() ([]byte, error) {
-	if h.symvers == nil {
+// Symvers reads the kernel's Module.symvers. The error is ErrNoSymvers where
+// there is none.
+func (h *Headers) Symvers() (data []byte, err error) {
+	if !h.symvers {
 		return nil, ErrNoSymvers
 	}
-	return h.symvers, nil
+	err = h.each(func(e *tar.Header, r io.Reader) (err error) {
+		if e.Name == h.build+"/Module.symvers" && e.Typeflag == tar.TypeReg {
+			data, err = readSymvers(e, r)
+		}
+		return err
+	})
+	return data, err
+}
+
+func readSymvers(h *tar.Header, r io.Reader) ([]byte, error) {
+	if h.Size > maxSymvers {
+		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", h.Name, h.Size, int64(maxSymvers))
+	}
+	return io.ReadAll(r)
 }
 
 func (h *Headers) layerName() string {
@@ -152,6 +160,11 @@ func (h *Headers) layer(s *store.Store) func() (*store.Layer, error) {
 		return makeLayer(s, h.layerName(), func(w *layerWriter) error {
 			if err := h.each(w.add); err != nil {
 				return err
+			}
+			for _, p := range h.parts {
+				if err := p.unchanged(); err != nil {
+					return fmt.Errorf("%s: %w", p.path, err)
+				}
 			}
 			link := "usr/lib/modules/" + h.Release + "/build"
 			if w.seen[link] {
@@ -185,8 +198,8 @@ func (a *Assembler) Symvers(ctx context.Context, in Inputs, release string) ([]b
 func symversOf(file, name string) (data []byte, err error) {
 	src := Source{open: func() (entries, error) { return openDeb(file) }}
 	err = src.all(func(h *tar.Header, r io.Reader) (err error) {
-		if h.Name == name && h.Typeflag == tar.TypeReg && h.Size <= maxSymvers {
-			data, err = io.ReadAll(r)
+		if h.Name == name && h.Typeflag == tar.TypeReg {
+			data, err = readSymvers(h, r)
 		}
 		return err
 	})

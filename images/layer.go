@@ -22,7 +22,7 @@ import (
 // LayerFormat numbers the way in which packages and sources become layers. It
 // is part of every cell's key and of every layer's name: raise it whenever the
 // bytes of a layer change.
-const LayerFormat = 1
+const LayerFormat = 2
 
 // layerTime is the time of every entry of a layer. It is not zero, which some
 // programs take for "no time", but the earliest that a zip file can hold.

@@ -10,10 +10,13 @@ import (
 	rpmutils "github.com/sassoftware/go-rpmutils"
 )
 
-// rpmEntries iterates over the files of a binary RPM.
+// rpmEntries iterates over the files of a binary RPM. There the last of several
+// hard links holds the content; here it comes first, and the others follow.
 type rpmEntries struct {
 	rpmutils.PayloadReader
-	f *os.File
+	f     *os.File
+	links map[int][]string // names without content, by inode
+	ready []*tar.Header    // hard links whose content has been
 }
 
 // openRPM reads an RPM's payload with go-rpmutils, which knows every
@@ -31,7 +34,7 @@ func openRPM(file string) (entries, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &rpmEntries{payload, f}, nil
+	return &rpmEntries{PayloadReader: payload, f: f, links: map[int][]string{}}, nil
 }
 
 // The file types of a mode, as in stat(2).
@@ -43,32 +46,51 @@ const (
 )
 
 func (r *rpmEntries) Next() (*tar.Header, error) {
-	for {
+	for len(r.ready) == 0 {
 		fi, err := r.PayloadReader.Next()
 		if err != nil {
 			return nil, err
 		}
-		name, err := cleanPath("./" + fi.Name())
-		if err != nil {
-			return nil, err
-		}
-		h := &tar.Header{Name: name, Mode: int64(fs.FileMode(fi.Mode()).Perm())}
+		h, err := rpmHeader(fi)
 		switch {
-		case name == ".":
-			continue
-		case fi.Mode()&modeType == modeDir:
-			h.Typeflag = tar.TypeDir
-		case fi.Mode()&modeType == modeSymlink:
-			h.Typeflag, h.Linkname = tar.TypeSymlink, fi.Linkname()
-		case fi.Mode()&modeType == modeRegular && !r.IsLink():
-			h.Typeflag, h.Size = tar.TypeReg, fi.Size()
-		case fi.Mode()&modeType == modeRegular:
-			return nil, fmt.Errorf("%s: hard links in an RPM are not supported", name)
+		case err != nil:
+			return nil, err
+		case h.Name == ".":
+		case r.IsLink():
+			r.links[fi.Inode()] = append(r.links[fi.Inode()], h.Name)
+		case h.Typeflag == tar.TypeReg:
+			for _, name := range r.links[fi.Inode()] {
+				r.ready = append(r.ready, &tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: h.Name})
+			}
+			delete(r.links, fi.Inode())
+			return h, nil
 		default:
-			return nil, fmt.Errorf("%s is no file, folder or link (mode %o)", name, fi.Mode())
+			return h, nil
 		}
-		return h, nil
 	}
+	h := r.ready[0]
+	r.ready = r.ready[1:]
+	return h, nil
+}
+
+// rpmHeader describes a file of an RPM as a tar does.
+func rpmHeader(fi rpmutils.FileInfo) (*tar.Header, error) {
+	name, err := cleanPath("./" + fi.Name())
+	if err != nil {
+		return nil, err
+	}
+	h := &tar.Header{Name: name, Mode: int64(fs.FileMode(fi.Mode()).Perm())}
+	switch fi.Mode() & modeType {
+	case modeDir:
+		h.Typeflag = tar.TypeDir
+	case modeSymlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, fi.Linkname()
+	case modeRegular:
+		h.Typeflag, h.Size = tar.TypeReg, fi.Size()
+	default:
+		return nil, fmt.Errorf("%s is no file, folder or link (mode %o)", name, fi.Mode())
+	}
+	return h, nil
 }
 
 func (r *rpmEntries) Close() error { return r.f.Close() }

@@ -20,7 +20,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/mikelolasagasti/xz"
 
 	"github.com/kofarm/kofarm/images/deb"
 	"github.com/kofarm/kofarm/images/store"
@@ -57,6 +57,33 @@ type Source struct {
 
 	root string // of the tree in the entries; "" for the entries' own root
 	open func() (entries, error)
+	hash func() (string, error) // makes Digest
+}
+
+// fileSource is a source in one file, which open opens.
+func fileSource(file string, open func(string) (entries, error)) *Source {
+	return &Source{open: func() (entries, error) { return open(file) }, hash: func() (string, error) { return hashFile(file) }}
+}
+
+// read takes Digest, and what dkms.conf says, from a source whose dkms.conf is
+// the uppermost for which ok holds.
+func (s *Source) read(ok func(name string) bool) (err error) {
+	if err = s.findConf(ok); err != nil {
+		return err
+	}
+	s.literals()
+	s.Digest, err = s.hash()
+	return err
+}
+
+// unchanged tells, after the source has been read, whether that was what
+// Digest says: a folder may be edited while it is built from.
+func (s *Source) unchanged() error {
+	digest, err := s.hash()
+	if err == nil && digest != s.Digest {
+		err = errors.New("the source has changed since it was first read; run again")
+	}
+	return err
 }
 
 // entries iterates over an archive or a folder. Names are clean and relative.
@@ -69,19 +96,14 @@ type entries interface {
 // DebSource reads a *-dkms package, whose tree is the /usr/src/<name>-<version>
 // that holds a dkms.conf.
 func DebSource(file string) (*Source, error) {
-	digest, err := hashFile(file)
+	s := fileSource(file, openDeb)
+	err := s.read(func(name string) bool { return path.Dir(path.Dir(name)) == "usr/src" })
+	if err == nil {
+		s.Depends, err = debDepends(file)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading source %s: %w", file, err)
 	}
-	s := &Source{Digest: digest, open: func() (entries, error) { return openDeb(file) }}
-	if err := s.findConf(func(name string) bool { return path.Dir(path.Dir(name)) == "usr/src" }); err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
-	}
-	s.Depends, err = debDepends(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
-	}
-	s.literals()
 	dir := path.Base(s.root)
 	if s.Name == "" || s.Version == "" || dir != s.Name+"-"+s.Version {
 		s.Name, s.Version = splitDir(dir, s.Name, s.Version)
@@ -109,30 +131,21 @@ var nameVersion = regexp.MustCompile(`^(.+)-(\d[^-]*(?:-.*)?)$`)
 // TarSource reads a tarball: plain, gz, xz, zst or bz2. Its tree is where the
 // uppermost dkms.conf is.
 func TarSource(file string) (*Source, error) {
-	digest, err := hashFile(file)
-	if err != nil {
+	s := fileSource(file, openTar)
+	if err := s.read(func(string) bool { return true }); err != nil {
 		return nil, fmt.Errorf("reading source %s: %w", file, err)
 	}
-	s := &Source{Digest: digest, open: func() (entries, error) { return openTar(file) }}
-	if err := s.findConf(func(string) bool { return true }); err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
-	}
-	s.literals()
 	return s, nil
 }
 
 // DirSource reads a folder. A .git in it is left out.
 func DirSource(dir string) (*Source, error) {
 	s := &Source{open: func() (entries, error) { return openDir(dir) }}
-	err := s.findConf(func(name string) bool { return name == "dkms.conf" })
-	if err == nil {
-		s.Epoch = layerTime
-		s.Digest, err = s.hashTree()
-	}
-	if err != nil {
+	s.hash = s.hashTree
+	if err := s.read(func(name string) bool { return name == "dkms.conf" }); err != nil {
 		return nil, fmt.Errorf("reading source %s: %w", dir, err)
 	}
-	s.literals()
+	s.Epoch = layerTime
 	return s, nil
 }
 
@@ -233,7 +246,7 @@ func (s *Source) literals() {
 // Unpack writes the tree below root, which nothing in it can leave. Files get
 // mode 0644 or 0755.
 func (s *Source) Unpack(root *os.Root) error {
-	return s.Walk(func(h *tar.Header, r io.Reader) error {
+	err := s.Walk(func(h *tar.Header, r io.Reader) error {
 		if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
 			return err
 		}
@@ -256,6 +269,10 @@ func (s *Source) Unpack(root *os.Root) error {
 		_, err = io.Copy(f, r)
 		return errors.Join(err, f.Chmod(mode), f.Close())
 	})
+	if err != nil {
+		return err
+	}
+	return s.unchanged()
 }
 
 // hashTree gives the sha256 of the tree in canonical form.
@@ -275,29 +292,41 @@ func sourceLayer(s *store.Store, src *Source) (*store.Layer, error) {
 	home := "usr/src/" + src.Name + "-" + src.Version
 	sum := sha256.Sum256(fmt.Appendf(nil, "kofarm layer %d source\n%s\n%s", LayerFormat, home, src.Digest))
 	return makeLayer(s, "source-"+hex.EncodeToString(sum[:]), func(w *layerWriter) error {
-		return src.all(func(h *tar.Header, r io.Reader) error {
-			name, inTree := src.inside(h.Name)
-			isDeb := strings.HasPrefix(src.root, "usr/src/")
-			if !inTree && !isDeb {
-				return nil
-			}
-			if inTree {
-				c := *h
-				c.Name = path.Join(home, name)
-				if h.Typeflag == tar.TypeLink {
-					target, ok := src.inside(h.Linkname)
-					if !ok {
-						return fmt.Errorf("%q is a hard link out of the source", h.Name)
-					}
-					c.Linkname = path.Join(home, target)
-				}
-				h = &c
-			} else if skipped.MatchString(h.Name) {
-				return nil
+		err := src.all(func(h *tar.Header, r io.Reader) error {
+			h, err := src.placed(h, home)
+			if h == nil || err != nil {
+				return err
 			}
 			return w.add(h, r)
 		})
+		if err != nil {
+			return err
+		}
+		return src.unchanged()
 	})
+}
+
+// placed gives an entry with the path that it has in the layer, nil for one
+// that is left out.
+func (s *Source) placed(h *tar.Header, home string) (*tar.Header, error) {
+	name, inTree := s.inside(h.Name)
+	isDeb := strings.HasPrefix(s.root, "usr/src/")
+	switch {
+	case !inTree && (!isDeb || skipped.MatchString(h.Name)):
+		return nil, nil
+	case !inTree:
+		return h, nil
+	}
+	c := *h
+	c.Name = path.Join(home, name)
+	if h.Typeflag == tar.TypeLink {
+		target, ok := s.inside(h.Linkname)
+		if !ok {
+			return nil, fmt.Errorf("%q is a hard link out of the source", h.Name)
+		}
+		c.Linkname = path.Join(home, target)
+	}
+	return &c, nil
 }
 
 func hashFile(file string) (string, error) {
@@ -345,6 +374,17 @@ func openDeb(file string) (entries, error) {
 	return withDeb(file, func(p *deb.Package, f *os.File) (entries, error) {
 		e, err := p.Data()
 		return debEntries{e, f}, err
+	})
+}
+
+// debPostinst gives a package's postinst script, nil where it has none.
+func debPostinst(file string) ([]byte, error) {
+	return withDeb(file, func(p *deb.Package, f *os.File) ([]byte, error) {
+		script, err := p.ControlFile("postinst")
+		if errors.Is(err, deb.ErrNoFile) {
+			err = nil
+		}
+		return script, errors.Join(err, f.Close())
 	})
 }
 
@@ -421,7 +461,7 @@ func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 		z, err := gzip.NewReader(r)
 		return z, nothing, err
 	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		z, err := xz.NewReader(r)
+		z, err := xz.NewReader(r, xz.DefaultDictMax) // 64 MiB, what xz -9 uses
 		return z, nothing, err
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(128<<20))
@@ -454,8 +494,10 @@ func openDir(dir string) (entries, error) {
 			return err
 		case name == ".":
 			return nil
-		case e.IsDir() && e.Name() == ".git":
+		case e.Name() == ".git" && e.IsDir():
 			return fs.SkipDir
+		case e.Name() == ".git": // of a submodule or worktree: a file that holds a path
+			return nil
 		case len(d.names) >= maxSourceEntries:
 			return fmt.Errorf("more than %d files", maxSourceEntries)
 		}
