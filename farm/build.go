@@ -1,7 +1,6 @@
 package farm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -161,7 +160,7 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if c.Timeout > 0 {
 		limits.Timeout = c.Timeout
 	}
-	output, err := os.CreateTemp("", "kofarm-output-")
+	output, err := os.CreateTemp(b.Store.TempDir(), "output-")
 	if err != nil {
 		return nil, err
 	}
@@ -169,13 +168,16 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err := os.Remove(output.Name()); err != nil { // gone with its descriptor, whatever happens
 		return nil, err
 	}
-	var log bytes.Buffer
-	res, err := b.Runner.Run(ctx, worker.Task{Name: c.Name(), Image: img, Args: c.build(jobs).Command(),
-		Env: worker.Env(), Limits: limits, Output: output, Log: &log})
+	log, err := newLog(b.Store)
 	if err != nil {
 		return nil, err
 	}
-	rec, modules, err := b.judge(res, limits, output, log.Bytes())
+	res, err := b.Runner.Run(ctx, worker.Task{Name: c.Name(), Image: img, Args: c.build(jobs).Command(),
+		Env: worker.Env(), Limits: limits, Output: output, Log: log})
+	if err != nil {
+		return nil, errors.Join(err, log.abort())
+	}
+	rec, modules, err := b.judge(res, limits, output, log)
 	if err != nil {
 		return nil, err
 	}
@@ -187,8 +189,11 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 }
 
 // judge makes a record of what a run has given, and stores its blobs.
-func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log []byte) (*Record, []worker.File, error) {
+func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log *logWriter) (_ *Record, _ []worker.File, err error) {
 	rec := &Record{Outcome: Failed, Seconds: res.Duration.Seconds(), MemoryPeak: res.MemoryPeak}
+	if rec.Log, err = log.commit(); err != nil {
+		return nil, nil, err
+	}
 	var out worker.Output
 	if phase, message := abnormal(res, limits); phase != "" {
 		rec.Phase, rec.Message = phase, message
@@ -211,10 +216,14 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 		rec.Message += "; " + diskFull(limits)
 	}
 	if rec.Outcome != Built {
-		rec.FirstError = firstError(log)
 		out.Modules, out.Symvers = nil, nil
 	}
-	return rec, out.Modules, b.storeBlobs(rec, out, log)
+	if rec.Outcome == Failed {
+		if rec.FirstError, err = (records{b.Store}).firstError(rec.Log); err != nil {
+			return nil, nil, err
+		}
+	}
+	return rec, out.Modules, b.storeBlobs(rec, out)
 }
 
 func diskFull(limits worker.Limits) string {
@@ -247,7 +256,7 @@ func (rec *Record) take(r worker.Report) {
 	}
 }
 
-func (b *Builder) storeBlobs(rec *Record, out worker.Output, log []byte) error {
+func (b *Builder) storeBlobs(rec *Record, out worker.Output) error {
 	if rec.Outcome != Built {
 		rec.Modules = nil
 	}
@@ -266,9 +275,7 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output, log []byte) error {
 		blob := blobOf(d)
 		rec.Symvers = &blob
 	}
-	var err error
-	rec.Log, err = records{b.Store}.putLog(log)
-	return err
+	return nil
 }
 
 // retryable tells faults that may pass from those that will not: the fetcher

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -22,6 +23,9 @@ import (
 
 // ResultsFile is the report that Collect writes beside the packages.
 const ResultsFile = "results.json"
+
+// logsDir is where the output folder has the logs.
+const logsDir = "logs"
 
 const (
 	packType   = "application/octet-stream"
@@ -76,10 +80,13 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
 	report := newReport(results, packages, files, logs)
+	if err := c.retire(before, report); err != nil { // while the old report still names them
+		return nil, fmt.Errorf("tidying %s: %w", c.Dir, err)
+	}
 	if err := c.writeReport(report); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
 	}
-	return &Collected{packages, report}, c.retire(before, report)
+	return &Collected{packages, report}, nil
 }
 
 // pack makes a package, unless the store has it, and puts it into the folder.
@@ -113,9 +120,9 @@ func (c *Collector) write(p Package) (v1.Descriptor, error) {
 // place writes a file of the folder under a temporary name and renames it. A
 // file that has the right content already stays.
 func (c *Collector) place(name string, open func() (io.ReadCloser, error), want Blob) error {
-	path := filepath.Join(c.Dir, name)
-	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == want.Size {
-		if sum, err := hashFile(path); err == nil && sum == want.SHA256 {
+	file := filepath.Join(c.Dir, name)
+	if fi, err := os.Lstat(file); err == nil && fi.Mode().IsRegular() && fi.Size() == want.Size {
+		if sum, err := hashFile(file); err == nil && sum == want.SHA256 {
 			return nil
 		}
 	}
@@ -124,18 +131,18 @@ func (c *Collector) place(name string, open func() (io.ReadCloser, error), want 
 		return err
 	}
 	defer r.Close()
-	return writeFile(path, r)
+	return writeFile(file, r)
 }
 
 // tmpPattern names files that are being written.
 const tmpPattern = ".kofarm-tmp-*"
 
 // writeFile writes a file under a temporary name and renames it.
-func writeFile(path string, r io.Reader) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+func writeFile(name string, r io.Reader) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), tmpPattern)
+	f, err := os.CreateTemp(filepath.Dir(name), tmpPattern)
 	if err != nil {
 		return err
 	}
@@ -144,7 +151,7 @@ func writeFile(path string, r io.Reader) error {
 		err = f.Chmod(0o644)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = os.Rename(f.Name(), name)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
@@ -159,7 +166,7 @@ func (c *Collector) writeLog(r *Result) (string, error) {
 		return "", nil
 	}
 	m, k := r.Cell.Module, r.Cell.Kernel
-	name := filepath.Join("logs", m.Name+"-"+m.Version, k.Release+"-"+k.Arch+".log")
+	name := filepath.Join(logsDir, m.Name+"-"+m.Version, k.Release+"-"+k.Arch+".log")
 	log, err := records{c.Store}.log(r.Record.Log)
 	if err != nil {
 		return "", err
@@ -205,11 +212,15 @@ func (c *Collector) retire(before []string, r *Report) error {
 		if rerr := os.Remove(filepath.Join(c.Dir, p)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, rerr)
 		}
-		_ = os.Remove(filepath.Dir(filepath.Join(c.Dir, p))) // if it is empty now
+		if dir := filepath.Dir(p); dir != "." {
+			_ = os.Remove(filepath.Join(c.Dir, dir)) // if it is empty now
+		}
 	}
-	left, _ := filepath.Glob(filepath.Join(c.Dir, tmpPattern))
-	for _, p := range left {
-		err = errors.Join(err, os.Remove(p))
+	for _, dir := range []string{".", logsDir + "/*"} {
+		left, _ := fs.Glob(os.DirFS(c.Dir), path.Join(dir, tmpPattern))
+		for _, p := range left {
+			err = errors.Join(err, os.Remove(filepath.Join(c.Dir, p)))
+		}
 	}
 	return err
 }

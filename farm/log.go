@@ -1,8 +1,12 @@
 package farm
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
+	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -20,30 +24,54 @@ var errorLines = []*regexp.Regexp{
 	regexp.MustCompile(`^kofarm: `),
 }
 
+// suspicious are the words without which no line is one of the above.
+var suspicious = regexp.MustCompile(`(?i)error|undefined reference|command not found|no such file|\*\*\*|^kofarm: `)
+
+// maxLine bounds how much of a line is looked at, in bytes.
+const maxLine = 4096
+
 // firstError gives the log's first line of the surest kind that it has.
-func firstError(log []byte) string {
+func firstError(log io.Reader) (string, error) {
 	found := make([]string, len(errorLines))
-	for line := range bytes.Lines(log) {
-		line = bytes.TrimRight(line, "\r\n")
-		if len(line) > 4096 {
-			line = line[:4096]
+	lines := bufio.NewReaderSize(log, maxLine)
+	for found[0] == "" {
+		line, err := readLine(lines)
+		if kind := kindOf(line); kind >= 0 && found[kind] == "" {
+			found[kind] = clip(string(line))
 		}
-		for i, re := range errorLines {
-			if found[i] == "" && re.Match(line) {
-				found[i] = clip(string(line))
-				break
-			}
-		}
-		if found[0] != "" {
+		if errors.Is(err, io.EOF) {
 			break
+		}
+		if err != nil {
+			return "", err
 		}
 	}
 	for _, f := range found {
 		if f != "" {
-			return f
+			return f, nil
 		}
 	}
-	return ""
+	return "", nil
+}
+
+// readLine gives the first maxLine bytes of the next line, without its end.
+func readLine(r *bufio.Reader) ([]byte, error) {
+	line, err := r.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		line = bytes.Clone(line)
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = r.ReadSlice('\n')
+		}
+	}
+	return bytes.TrimRight(line, "\r\n"), err
+}
+
+// kindOf gives the index in errorLines of a line's kind, -1 for a harmless one.
+func kindOf(line []byte) int {
+	if !suspicious.Match(line) {
+		return -1
+	}
+	return slices.IndexFunc(errorLines, func(re *regexp.Regexp) bool { return re.Match(line) })
 }
 
 // clip makes a build's own words safe to print: one line of valid text without

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -213,7 +214,7 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	case src.Dir != "":
 		return images.DirSource(s.path(src.Dir))
 	case src.Remote():
-		file, err := s.Fetch.Fetch(ctx, fetch.File{URLs: []string{src.Tarball}, SHA256: src.SHA256, Size: -1})
+		file, err := s.fetchFile(ctx, fetch.File{URLs: []string{src.Tarball}, SHA256: src.SHA256, Size: -1})
 		if err != nil {
 			return nil, err
 		}
@@ -238,8 +239,23 @@ func (s *prepared) fetchDeb(ctx context.Context, src matrix.Source) (string, err
 	if len(found) == 0 {
 		return "", fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
 	}
-	return s.Fetch.Fetch(ctx, found[0].File())
+	return s.fetchFile(ctx, found[0].File())
 }
+
+// fetchFile fetches a source, and verifies it even if it was there already.
+func (s *prepared) fetchFile(ctx context.Context, f fetch.File) (string, error) {
+	file, err := s.Fetch.Fetch(ctx, f)
+	if err != nil {
+		return "", err
+	}
+	if err := images.VerifyFile(file, f.SHA256); err != nil {
+		return "", fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return file, nil
+}
+
+// errDamaged marks a fault of the disk.
+var errDamaged = errors.New("a file of the store")
 
 // mistake is an error at a place of the farm file.
 func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
@@ -248,7 +264,12 @@ func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
 
 // isInfrastructure tells faults of the network or the disk from mistakes.
 func isInfrastructure(err error) bool {
-	return errors.Is(err, fetch.ErrUnavailable) || errors.Is(err, fetch.ErrOffline)
+	for _, fault := range []error{fetch.ErrUnavailable, fetch.ErrOffline, errDamaged, syscall.ENOSPC, syscall.EIO} {
+		if errors.Is(err, fault) {
+			return true
+		}
+	}
+	return false
 }
 
 // catalogue lists the kernels that the farm may choose from.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -168,19 +169,30 @@ func (rec *Record) layers() []v1.Descriptor {
 // module reads a module's bytes.
 func (r records) module(m Module) ([]byte, error) { return r.s.Get(m.hash(), maxModule) }
 
-// putLog stores a log, compressed.
-func (r records) putLog(log []byte) (Blob, error) {
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	if _, err := z.Write(log); err != nil {
-		return Blob{}, err
-	}
-	if err := z.Close(); err != nil {
-		return Blob{}, err
-	}
-	d, err := r.s.Put(b.Bytes(), logType)
-	return blobOf(d), err
+// logWriter stores a log, compressed, while it is written. commit or abort ends
+// it.
+type logWriter struct {
+	*gzip.Writer
+	blob *store.Writer
 }
+
+func newLog(s *store.Store) (*logWriter, error) {
+	blob, err := s.Create()
+	if err != nil {
+		return nil, err
+	}
+	return &logWriter{gzip.NewWriter(blob), blob}, nil
+}
+
+func (l *logWriter) commit() (Blob, error) {
+	if err := l.Close(); err != nil {
+		return Blob{}, errors.Join(err, l.abort())
+	}
+	digest, size, err := l.blob.Commit()
+	return Blob{SHA256: digest.Hex, Size: size}, err
+}
+
+func (l *logWriter) abort() error { return l.blob.Abort() }
 
 // log opens a log.
 func (r records) log(b Blob) (io.ReadCloser, error) {
@@ -196,6 +208,16 @@ func (r records) log(b Blob) (io.ReadCloser, error) {
 		io.Reader
 		io.Closer
 	}{io.LimitReader(z, maxLog), blob}, nil
+}
+
+// firstError finds the first error that a stored log tells of.
+func (r records) firstError(b Blob) (_ string, err error) {
+	log, err := r.log(b)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	return firstError(log)
 }
 
 func sha256hex(data []byte) string {

@@ -104,7 +104,7 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 			if layout != dkms.Full && layout != dkms.SourceOnly {
 				return t.load(w, info, builds, results)
 			}
-			return withTree(src, func(root *os.Root) error {
+			return t.withTree(src, func(root *os.Root) error {
 				info.Source = dkms.SourceFS(root.FS())
 				return t.load(w, info, builds, results)
 			})
@@ -151,8 +151,8 @@ func makeLog(r *Result) []byte {
 }
 
 // withTree unpacks a source into a temporary folder for the time of use.
-func withTree(src *images.Source, use func(*os.Root) error) (err error) {
-	dir, err := os.MkdirTemp("", "kofarm-source-")
+func (t *tarballs) withTree(src *images.Source, use func(*os.Root) error) (err error) {
+	dir, err := os.MkdirTemp(t.records.s.TempDir(), "source-")
 	if err != nil {
 		return err
 	}
