@@ -9,8 +9,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kofarm/kofarm/images/fetch"
 )
 
 // The exit statuses. A run that a signal ends exits with 130.
@@ -51,6 +54,7 @@ type app struct {
 
 	store   string
 	offline bool
+	stall   time.Duration
 	verbose bool
 	quiet   bool
 	json    bool
@@ -113,6 +117,7 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.store, "store", defaultStore(), "`folder` that keeps downloads, layers and results (or KOFARM_STORE)")
 	flags.BoolVar(&a.offline, "offline", false, "use only what is in the store")
+	flags.DurationVar(&a.stall, "stall-timeout", fetch.DefaultStall, "how long a mirror may send nothing before the next one is asked")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
