@@ -2,10 +2,13 @@ package images
 
 import (
 	"archive/tar"
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"regexp"
 
 	rpmutils "github.com/sassoftware/go-rpmutils"
 )
@@ -94,3 +97,70 @@ func rpmHeader(fi rpmutils.FileInfo) (*tar.Header, error) {
 }
 
 func (r *rpmEntries) Close() error { return r.f.Close() }
+
+// archiveName tells files that may be a module's source within an RPM.
+var archiveName = regexp.MustCompile(`\.(tar|tgz|tbz2|txz|tar\.[a-z0-9]+)$`)
+
+// RPMSource reads a DKMS-enabled RPM, whose tree is where the uppermost
+// dkms.conf is, or a source RPM (or one that carries a DKMS tarball), whose tree
+// is in the first of its archives that has a dkms.conf. A spec's patches are not
+// applied.
+func RPMSource(file string) (*Source, error) {
+	s := fileSource(file, openRPM)
+	err := s.read(func(string) bool { return true })
+	if errors.Is(err, ErrNoConf) {
+		s, err = nestedSource(file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading source %s: %w", file, err)
+	}
+	return s, nil
+}
+
+// nestedSource looks for the source in the archives that an RPM holds.
+func nestedSource(file string) (*Source, error) {
+	var archives []string
+	err := fileSource(file, openRPM).all(func(h *tar.Header, _ io.Reader) error {
+		if h.Typeflag == tar.TypeReg && archiveName.MatchString(h.Name) {
+			archives = append(archives, h.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{fmt.Errorf("%w, and neither has any of the archives in it", ErrNoConf)}
+	for _, name := range archives {
+		s := fileSource(file, func(string) (entries, error) { return openNested(file, name) })
+		if err = s.read(func(string) bool { return true }); err == nil {
+			return s, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", name, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+// openNested opens an archive in an RPM.
+func openNested(file, name string) (entries, error) {
+	outer, err := openRPM(file)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		h, err := outer.Next()
+		if err != nil {
+			return nil, errors.Join(err, outer.Close())
+		}
+		if h.Name == name {
+			break
+		}
+	}
+	r, closeDecoder, err := decompress(bufio.NewReader(outer))
+	if err != nil {
+		return nil, errors.Join(err, outer.Close())
+	}
+	return tarEntries{tar.NewReader(r), func() error {
+		closeDecoder()
+		return outer.Close()
+	}}, nil
+}

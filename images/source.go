@@ -2,9 +2,6 @@ package images
 
 import (
 	"archive/tar"
-	"bufio"
-	"bytes"
-	"compress/bzip2"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,16 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/mikelolasagasti/xz"
-
-	"github.com/kofarm/kofarm/images/deb"
 	"github.com/kofarm/kofarm/images/store"
 )
 
@@ -84,13 +75,6 @@ func (s *Source) unchanged() error {
 		err = errors.New("the source has changed since it was first read; run again")
 	}
 	return err
-}
-
-// entries iterates over an archive or a folder. Names are clean and relative.
-type entries interface {
-	Next() (*tar.Header, error)
-	io.Reader
-	io.Closer
 }
 
 // DebSource reads a *-dkms package, whose tree is the /usr/src/<name>-<version>
@@ -327,235 +311,4 @@ func (s *Source) placed(h *tar.Header, home string) (*tar.Header, error) {
 		c.Linkname = path.Join(home, target)
 	}
 	return &c, nil
-}
-
-func hashFile(file string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-type debEntries struct {
-	*deb.Entries
-	f *os.File
-}
-
-func (d debEntries) Close() error { return errors.Join(d.Entries.Close(), d.f.Close()) }
-
-func withDeb[T any](file string, use func(*deb.Package, *os.File) (T, error)) (T, error) {
-	var zero T
-	f, err := os.Open(file)
-	if err != nil {
-		return zero, err
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		return zero, errors.Join(err, f.Close())
-	}
-	pkg, err := deb.Open(f, fi.Size())
-	if err != nil {
-		return zero, errors.Join(err, f.Close())
-	}
-	v, err := use(pkg, f)
-	if err != nil {
-		return zero, errors.Join(err, f.Close())
-	}
-	return v, nil
-}
-
-func openDeb(file string) (entries, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) (entries, error) {
-		e, err := p.Data()
-		return debEntries{e, f}, err
-	})
-}
-
-// debPostinst gives a package's postinst script, nil where it has none.
-func debPostinst(file string) ([]byte, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) ([]byte, error) {
-		script, err := p.ControlFile("postinst")
-		if errors.Is(err, deb.ErrNoFile) {
-			err = nil
-		}
-		return script, errors.Join(err, f.Close())
-	})
-}
-
-func debDepends(file string) (string, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) (string, error) {
-		c, err := p.Control()
-		return c["Depends"], errors.Join(err, f.Close())
-	})
-}
-
-// tarEntries iterates over a tarball of a source.
-type tarEntries struct {
-	*tar.Reader
-	close func() error
-}
-
-func (t tarEntries) Close() error { return t.close() }
-
-// Next gives the next file, folder or link. A path that leaves the archive,
-// or an entry of another kind, is an error.
-func (t tarEntries) Next() (*tar.Header, error) {
-	for {
-		h, err := t.Reader.Next()
-		if err != nil {
-			return nil, err
-		}
-		switch h.Typeflag {
-		case tar.TypeXGlobalHeader:
-			continue
-		case tar.TypeReg, tar.TypeDir, tar.TypeSymlink:
-		case tar.TypeLink:
-			if h.Linkname, err = cleanPath(h.Linkname); err != nil {
-				return nil, err
-			}
-		default:
-			return nil, fmt.Errorf("%q is no file, folder or link (tar type %q)", h.Name, h.Typeflag)
-		}
-		if h.Name, err = cleanPath(h.Name); err != nil {
-			return nil, err
-		}
-		return h, nil
-	}
-}
-
-func cleanPath(name string) (string, error) {
-	clean := path.Clean(name)
-	if !filepath.IsLocal(clean) || len(name) > maxSourceName || strings.ContainsAny(name, "\x00\n") {
-		return "", fmt.Errorf("the path %q leaves the archive", name)
-	}
-	return clean, nil
-}
-
-func openTar(file string) (entries, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	r, closeDecoder, err := decompress(bufio.NewReader(f))
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return tarEntries{tar.NewReader(r), func() error {
-		closeDecoder()
-		return f.Close()
-	}}, nil
-}
-
-// decompress tells the compression by the first bytes.
-func decompress(r *bufio.Reader) (io.Reader, func(), error) {
-	magic, _ := r.Peek(6)
-	nothing := func() {}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(r)
-		return z, nothing, err
-	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		z, err := xz.NewReader(r, xz.DefaultDictMax) // 64 MiB, what xz -9 uses
-		return z, nothing, err
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(128<<20))
-		if err != nil {
-			return nil, nothing, err
-		}
-		return z, z.Close, nil
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return bzip2.NewReader(r), nothing, nil
-	}
-	return r, nothing, nil
-}
-
-// dirEntries iterates over a folder, in the order of its paths.
-type dirEntries struct {
-	root  *os.Root
-	names []string
-	file  *os.File
-}
-
-func openDir(dir string) (entries, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	d := &dirEntries{root: root}
-	err = fs.WalkDir(root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case name == ".":
-			return nil
-		case e.Name() == ".git" && e.IsDir():
-			return fs.SkipDir
-		case e.Name() == ".git": // of a submodule or worktree: a file that holds a path
-			return nil
-		case len(d.names) >= maxSourceEntries:
-			return fmt.Errorf("more than %d files", maxSourceEntries)
-		}
-		d.names = append(d.names, name)
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(err, root.Close())
-	}
-	return d, nil
-}
-
-func (d *dirEntries) Next() (*tar.Header, error) {
-	d.closeFile()
-	if len(d.names) == 0 {
-		return nil, io.EOF
-	}
-	name := d.names[0]
-	d.names = d.names[1:]
-	fi, err := d.root.Lstat(name)
-	if err != nil {
-		return nil, err
-	}
-	target := ""
-	switch {
-	case fi.Mode()&fs.ModeSymlink != 0:
-		if target, err = d.root.Readlink(name); err != nil {
-			return nil, err
-		}
-	case !fi.IsDir() && !fi.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no file, folder or link", name)
-	}
-	h, err := tar.FileInfoHeader(fi, target)
-	if err != nil {
-		return nil, err
-	}
-	h.Name = name
-	if fi.Mode().IsRegular() {
-		d.file, err = d.root.Open(name)
-	}
-	return h, err
-}
-
-func (d *dirEntries) Read(p []byte) (int, error) {
-	if d.file == nil {
-		return 0, io.EOF
-	}
-	return d.file.Read(p)
-}
-
-func (d *dirEntries) closeFile() {
-	if d.file != nil {
-		d.file.Close()
-		d.file = nil
-	}
-}
-
-func (d *dirEntries) Close() error {
-	d.closeFile()
-	return d.root.Close()
 }
