@@ -213,18 +213,23 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 		return images.DebSource(file)
 	case src.Dir != "":
 		return images.DirSource(s.path(src.Dir))
-	case src.Remote():
-		file, err := s.fetchFile(ctx, fetch.File{URLs: []string{src.Tarball}, SHA256: src.SHA256, Size: -1})
+	}
+	open := images.TarSource
+	if src.RPM != "" {
+		open = images.RPMSource
+	}
+	if src.Remote() {
+		file, err := s.fetchFile(ctx, fetch.File{URLs: []string{src.File()}, SHA256: src.SHA256, Size: -1})
 		if err != nil {
 			return nil, err
 		}
-		return images.TarSource(file)
+		return open(file)
 	}
-	t, err := images.TarSource(s.path(src.Tarball))
-	if err == nil && src.SHA256 != "" && src.SHA256 != t.Digest {
-		return nil, fmt.Errorf("%s has sha256 %s, the farm file says %s", src.Tarball, t.Digest, src.SHA256)
+	found, err := open(s.path(src.File()))
+	if err == nil && src.SHA256 != "" && src.SHA256 != found.Digest {
+		return nil, fmt.Errorf("%s has sha256 %s, the farm file says %s", src.File(), found.Digest, src.SHA256)
 	}
-	return t, err
+	return found, err
 }
 
 func (s *prepared) fetchDeb(ctx context.Context, src matrix.Source) (string, error) {

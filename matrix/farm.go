@@ -37,22 +37,27 @@ type ModuleVersion struct {
 	Pos           Pos
 }
 
-// Source is where a module version comes from: exactly one of Deb, Tarball and Dir is set.
+// Source is where a module version comes from: exactly one of Deb, Tarball, Dir and RPM is set.
 type Source struct {
 	Deb string // a *-dkms package
 	// Distribution and Suite say where the deb is; default those of the first entry of kernels.
 	Distribution, Suite string
 
 	Tarball string // an http(s) URL or a path
-	SHA256  string // of the tarball, lower-case hex; "" only for a path
+	SHA256  string // of the tarball or RPM, lower-case hex; "" only for a path
 
 	Dir string // a path
+
+	RPM string // a DKMS-enabled or a source RPM: an http(s) URL or a path
 
 	Pos Pos
 }
 
-// Remote says whether the source is a tarball that has to be downloaded.
-func (s Source) Remote() bool { return isURL(s.Tarball) }
+// Remote says whether the source is a tarball or RPM that has to be downloaded.
+func (s Source) Remote() bool { return isURL(s.File()) }
+
+// File is the URL or path of a tarball or RPM; "" of the others.
+func (s Source) File() string { return s.Tarball + s.RPM }
 
 // String is the source as a message names it.
 func (s Source) String() string {
@@ -61,6 +66,8 @@ func (s Source) String() string {
 		return "deb " + s.Deb
 	case s.Tarball != "":
 		return "tarball " + s.Tarball
+	case s.RPM != "":
+		return "rpm " + s.RPM
 	}
 	return "dir " + s.Dir
 }

@@ -100,7 +100,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 func (d *decoder) sourced(list []*ModuleVersion) []*ModuleVersion {
 	for _, m := range list {
 		if m.Source.Pos == (Pos{}) {
-			d.fail(m.Pos, m.Name, "source is missing", "give {deb: …}, {tarball: …} or {dir: …}")
+			d.fail(m.Pos, m.Name, "source is missing", "give {deb: …}, {tarball: …}, {dir: …} or {rpm: …}")
 		}
 	}
 	return list
@@ -115,6 +115,7 @@ func (d *decoder) source(n *yaml.Node) Source {
 		"tarball":      func(n *yaml.Node) { s.Tarball = d.str(n, "tarball", checkTarball).Text },
 		"sha256":       func(n *yaml.Node) { s.SHA256 = strings.ToLower(d.str(n, "sha256", checkSHA256).Text) },
 		"dir":          func(n *yaml.Node) { s.Dir = d.str(n, "dir", checkPath).Text },
+		"rpm":          func(n *yaml.Node) { s.RPM = d.str(n, "rpm", checkTarball).Text },
 	})
 	if given != nil {
 		d.oneSource(n, given, s)
@@ -125,28 +126,29 @@ func (d *decoder) source(n *yaml.Node) Source {
 // oneSource reports none or several sources in one, and keys that do not go with the one.
 func (d *decoder) oneSource(n *yaml.Node, given map[string]*yaml.Node, s Source) {
 	var kinds []string
-	for _, kind := range []string{"deb", "tarball", "dir"} {
+	for _, kind := range []string{"deb", "tarball", "dir", "rpm"} {
 		if given[kind] != nil {
 			kinds = append(kinds, kind)
 		}
 	}
 	switch {
 	case len(kinds) == 0:
-		d.fail(posOf(n), "", "source: none of deb, tarball and dir is given", "")
+		d.fail(posOf(n), "", "source: none of deb, tarball, dir and rpm is given", "")
 		return
 	case len(kinds) > 1:
 		d.fail(posOf(n), "", "source: "+sentence(kinds, "and")+" in one", "give one of them")
 		return
 	case s.Remote() && given["sha256"] == nil:
-		d.fail(posOf(given["tarball"]), s.Tarball, "tarball "+quote(s.Tarball)+": sha256 is missing", "what is downloaded needs its checksum")
+		n := given[kinds[0]]
+		d.fail(posOf(n), n.Value, kinds[0]+" "+quote(n.Value)+": sha256 is missing", "what is downloaded needs its checksum")
 	}
 	for _, key := range []string{"distribution", "suite", "sha256"} {
-		owner := "deb"
+		owners := []string{"deb"}
 		if key == "sha256" {
-			owner = "tarball"
+			owners = []string{"tarball", "rpm"}
 		}
-		if given[key] != nil && kinds[0] != owner {
-			d.fail(posOf(given[key]), given[key].Value, key+" goes with "+owner+", not with "+kinds[0], "remove it")
+		if given[key] != nil && !slices.Contains(owners, kinds[0]) {
+			d.fail(posOf(given[key]), given[key].Value, key+" goes with "+sentence(owners, "or")+", not with "+kinds[0], "remove it")
 		}
 	}
 }
