@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 
 	"github.com/kofarm/kofarm/matrix/kernel"
@@ -75,8 +76,11 @@ type choice struct {
 	why string // which selector chose it; "" where only rules of include did
 }
 
-// place is FILE:LINE:COLUMN.
-func (e *expander) place(at Pos) string { return fmt.Sprintf("%s:%d:%d", e.file, at.Line, at.Column) }
+// place is FILE:LINE:COLUMN, without the folder: it goes into results.json, which
+// is the same wherever the farm file lies.
+func (e *expander) place(at Pos) string {
+	return fmt.Sprintf("%s:%d:%d", filepath.Base(e.file), at.Line, at.Column)
+}
 
 // checkModules reports names and versions that are not known, not safe, or twice there.
 func (e *expander) checkModules() {
