@@ -34,10 +34,10 @@ const (
 
 // Collector writes what a farm puts out.
 type Collector struct {
-	Store *store.Store
-	Dir   string            // the output folder
-	DKMS  matrix.DKMSOutput // which tarballs
-	Epoch *time.Time        // SOURCE_DATE_EPOCH; nil: each source's own time
+	Store  *store.Store
+	Dir    string // the output folder
+	Output matrix.Output
+	Epoch  *time.Time // SOURCE_DATE_EPOCH; nil: each source's own time
 }
 
 // Collected is what Collect has written.
@@ -55,7 +55,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
 	before := c.previous()
-	t := &tarballs{records: records{c.Store}, output: c.DKMS, epoch: c.Epoch}
+	t := &tarballs{records: records{c.Store}, output: c.Output.DKMS, epoch: c.Epoch}
 	packages := t.packages(results)
 	files := make([]File, len(packages))
 	g, ctx := errgroup.WithContext(ctx)

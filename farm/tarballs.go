@@ -32,14 +32,17 @@ const tarballFormat = 1
 // tarballs plans the DKMS tarballs of the results.
 type tarballs struct {
 	records records
-	output  matrix.DKMSOutput
-	epoch   *time.Time // SOURCE_DATE_EPOCH; nil: each source's own
+	output  *matrix.DKMSOutput // nil: none
+	epoch   *time.Time         // SOURCE_DATE_EPOCH; nil: each source's own
 }
 
 // packages lists the tarballs, by layout as the farm file has them, then in the
 // order of the cells.
 func (t *tarballs) packages(results []*Result) []Package {
 	var all []Package
+	if t.output == nil {
+		return nil
+	}
 	for _, layout := range t.output.Layouts {
 		switch layout {
 		case matrix.SourceOnly, matrix.Combined:

@@ -150,40 +150,6 @@ type Archive struct {
 	AllowExpired    []string // suites whose Release file may be past its Valid-Until; default none
 }
 
-// Output says what is written where.
-type Output struct {
-	Directory string // default "dist"
-	DKMS      DKMSOutput
-}
-
-// DKMSOutput says which DKMS tarballs are written.
-type DKMSOutput struct {
-	Layouts     []Layout    // default binaries-only
-	Compression Compression // default gz
-}
-
-// Layout is a kind of DKMS tarball.
-type Layout string
-
-// The layouts of a DKMS tarball.
-const (
-	BinariesOnly Layout = "binaries-only" // modules and dkms.conf, for a host that has the source
-	Stub         Layout = "stub"          // modules and dkms.conf in the source's place, for a host without it
-	Full         Layout = "full"          // modules and source
-	SourceOnly   Layout = "source-only"
-	Combined     Layout = "combined" // modules of several kernels in one
-)
-
-// Compression is how a tarball is compressed.
-type Compression string
-
-// The compressions of a tarball.
-const (
-	Gzip Compression = "gz"
-	XZ   Compression = "xz"
-	Zstd Compression = "zst"
-)
-
 // Size is a number of bytes.
 type Size int64
 

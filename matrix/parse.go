@@ -140,7 +140,7 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 	f := &Farm{
 		File:     d.file,
 		Archives: defaultArchives(),
-		Output:   defaultOutput(),
+		Output:   Output{Directory: "dist"},
 		Limits:   defaultLimits(),
 		Build:    Build{Retries: 2},
 	}
@@ -160,6 +160,7 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 	d.required(root, given, "modules", "list what to build")
 	d.required(root, given, "kernels", "list what to build for")
 	d.applyDefaults(f)
+	d.outputDefaults(&f.Output)
 	d.duplicateModules(f.Modules)
 	d.knownArchives(f)
 	return f

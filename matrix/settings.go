@@ -79,40 +79,6 @@ func (d *decoder) knownArchives(f *Farm) {
 	}
 }
 
-func defaultOutput() Output {
-	return Output{Directory: "dist", DKMS: DKMSOutput{Layouts: []Layout{BinariesOnly}, Compression: Gzip}}
-}
-
-func (d *decoder) output(n *yaml.Node, o *Output) {
-	d.mapping(n, "output", fields{
-		"directory": func(n *yaml.Node) { o.Directory = d.str(n, "directory", checkPath).Text },
-		"dkms":      func(n *yaml.Node) { d.dkms(n, &o.DKMS) },
-	})
-}
-
-func (d *decoder) dkms(n *yaml.Node, o *DKMSOutput) {
-	d.mapping(n, "dkms", fields{
-		"layouts": func(n *yaml.Node) { o.Layouts = d.layouts(n) },
-		"compression": func(n *yaml.Node) {
-			o.Compression = Compression(d.word(n, "compression", []string{string(Gzip), string(XZ), string(Zstd)}))
-		},
-	})
-}
-
-var layouts = []string{string(BinariesOnly), string(Stub), string(Full), string(SourceOnly), string(Combined)}
-
-func (d *decoder) layouts(n *yaml.Node) []Layout {
-	var list []Layout
-	for _, w := range d.someWords(n, "layouts", nil) {
-		if !slices.Contains(layouts, w.Text) {
-			d.fail(w.Pos, w.Text, "unknown layout "+quote(w.Text), oneOf(w.Text, layouts))
-			continue
-		}
-		list = append(list, Layout(w.Text))
-	}
-	return list
-}
-
 func defaultLimits() Limits {
 	return Limits{
 		Memory: 4 * GiB, Processes: 1024, Disk: 4 * GiB, Log: 64 * MiB, Output: 1 * GiB, Timeout: 30 * time.Minute,

@@ -72,7 +72,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	c := &farm.Collector{Store: s.store, Dir: s.output(f.output), DKMS: s.farm.Output.DKMS, Epoch: epoch}
+	c := &farm.Collector{Store: s.store, Dir: s.output(f.output), Output: s.farm.Output, Epoch: epoch}
 	collected, err := c.Collect(ctx, results)
 	if err != nil {
 		return infrastructure(err)
