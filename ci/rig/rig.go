@@ -43,9 +43,21 @@ func Cache(t testing.TB, elem ...string) string {
 // Store is the store that tests share which do not need an empty one.
 func Store(t testing.TB) string { return Cache(t, "store") }
 
-// Lock holds a lock of that name against other test binaries until the test
-// ends: `go test ./...` runs packages at the same time.
+// Lock holds a lock of that name against other tests and test binaries until
+// the test ends: `go test ./...` runs packages at the same time.
 func Lock(t testing.TB, name string) {
+	t.Helper()
+	t.Cleanup(lock(t, name))
+}
+
+// Locked runs f while it holds a lock of that name.
+func Locked(t testing.TB, name string, f func()) {
+	t.Helper()
+	defer lock(t, name)()
+	f()
+}
+
+func lock(t testing.TB, name string) (unlock func()) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(Cache(t), name+".lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -54,7 +66,7 @@ func Lock(t testing.TB, name string) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	return func() { f.Close() }
 }
 
 var binary = sync.OnceValues(func() (string, error) {
