@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"farm":                  {"farm", "images", "worker", "matrix"},
 	"farm/kmod":             {},
 	"farm/pack":             {},
+	"farm/pack/deb":         {"farm/pack/dkms"},
 	"farm/pack/rpm":         {"farm/kmod", "farm/pack/dkms", "farm/pack/rpm"},
 	"farm/pack/rpm/rpmfile": {},
 	"farm/report":           {"farm", "matrix"},

@@ -164,31 +164,20 @@ func (t tree) source(files func(func(File, error) bool)) error {
 // entry decides how a file of the source is stored: of the mode only the
 // execute bit is kept.
 func (f File) entry() (entry, error) {
-	if !fs.ValidPath(f.Path) {
-		return entry{}, fmt.Errorf("path %q leaves the tree, or is not in its shortest form", f.Path)
+	if err := f.Validate(); err != nil {
+		return entry{}, err
 	}
-	if strings.ContainsRune(f.Path, 0) {
-		return entry{}, fmt.Errorf("path %q", f.Path)
-	}
-	switch f.Mode.Type() {
-	case fs.ModeDir:
+	switch {
+	case f.Mode.IsDir():
 		return entry{typeflag: tar.TypeDir, mode: 0o755}, nil
-	case fs.ModeSymlink:
-		if err := checkLink(f.Path, f.Link); err != nil {
-			return entry{}, err
-		}
+	case f.Mode.Type() == fs.ModeSymlink:
 		return entry{typeflag: tar.TypeSymlink, mode: 0o777, link: f.Link}, nil
-	case 0:
-		if f.Size < 0 || f.Open == nil {
-			return entry{}, fmt.Errorf("file %q of %d bytes cannot be read", f.Path, f.Size)
-		}
-		mode := int64(0o644)
-		if f.Mode&0o111 != 0 {
-			mode = 0o755
-		}
-		return entry{typeflag: tar.TypeReg, mode: mode, size: f.Size, open: f.Open}, nil
 	}
-	return entry{}, fmt.Errorf("%q is neither file, folder nor link (%v)", f.Path, f.Mode.Type())
+	mode := int64(0o644)
+	if f.Mode&0o111 != 0 {
+		mode = 0o755
+	}
+	return entry{typeflag: tar.TypeReg, mode: mode, size: f.Size, open: f.Open}, nil
 }
 
 // checkLink refuses a link that leads out of the source: root unpacks it, and

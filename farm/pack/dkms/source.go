@@ -1,9 +1,11 @@
 package dkms
 
 import (
+	"fmt"
 	"io"
 	"io/fs"
 	"iter"
+	"strings"
 )
 
 // File is a file, folder or symbolic link of a module's source.
@@ -18,6 +20,29 @@ type File struct {
 	Link string
 	// Open is called once while the tarball is written; files only.
 	Open func() (io.ReadCloser, error)
+}
+
+// Validate refuses what has no place in an archive that root unpacks: a path or
+// a link that leaves the tree, and all that is neither file, folder nor link.
+func (f File) Validate() error {
+	if !fs.ValidPath(f.Path) {
+		return fmt.Errorf("path %q leaves the tree, or is not in its shortest form", f.Path)
+	}
+	if strings.ContainsRune(f.Path, 0) {
+		return fmt.Errorf("path %q", f.Path)
+	}
+	switch f.Mode.Type() {
+	case fs.ModeDir:
+		return nil
+	case fs.ModeSymlink:
+		return checkLink(f.Path, f.Link)
+	case 0:
+		if f.Size < 0 || f.Open == nil {
+			return fmt.Errorf("file %q of %d bytes cannot be read", f.Path, f.Size)
+		}
+		return nil
+	}
+	return fmt.Errorf("%q is neither file, folder nor link (%v)", f.Path, f.Mode.Type())
 }
 
 // maxSourceFiles bounds the entries of a source; the whole kernel has 90,000.
