@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/cgroups"
+	cgroupsv1 "github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/manager"
 
 	"github.com/kofarm/kofarm/worker"
@@ -35,9 +35,27 @@ func openGroups(dir string) *groups {
 	return g
 }
 
+// manager describes a cgroup. Of the hierarchies of cgroup v1 it takes only
+// those that have a limit: each costs time.
 func (g *groups) manager(name string, limits worker.Limits) (cgroups.Manager, error) {
-	return manager.New(&cgroups.Cgroup{Path: g.parent + "/" + name, Resources: resources(limits)})
+	c := &cgroups.Cgroup{Path: g.parent + "/" + name, Resources: resources(limits)}
+	if cgroups.IsCgroup2UnifiedMode() {
+		return manager.New(c)
+	}
+	paths := map[string]string{}
+	for _, hierarchy := range []string{"memory", "pids"} {
+		mount, err := cgroups.FindCgroupMountpoint("", hierarchy)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup hierarchy %s: %w", hierarchy, err)
+		}
+		paths[hierarchy] = filepath.Join(mount, c.Path)
+	}
+	return cgroupsv1.NewManager(c, paths)
 }
+
+// supervisors is the number of threads that a stage and the container's first
+// process before it executes the command have at most, beside the task's.
+const supervisors = 24
 
 func resources(limits worker.Limits) *cgroups.Resources {
 	res := &cgroups.Resources{Memory: limits.Memory, SkipDevices: true}
@@ -45,7 +63,8 @@ func resources(limits worker.Limits) *cgroups.Resources {
 		res.MemorySwap = limits.Memory
 	}
 	if limits.Processes > 0 {
-		res.PidsLimit = &limits.Processes
+		n := limits.Processes + supervisors
+		res.PidsLimit = &n
 	}
 	return res
 }
@@ -71,18 +90,20 @@ func (g *groups) create(name string, pid int, limits worker.Limits) (*group, err
 
 // sweep removes the cgroups that a killed run has left. Those of processes
 // which are still alive stay.
-func (g *groups) sweep() {
+func (g *groups) sweep() { g.removeDirs("/*-*") }
+
+// remove removes the parent, where nothing is in it.
+func (g *groups) remove() { g.removeDirs("") }
+
+// removeDirs removes folders below the parent, in every hierarchy.
+func (g *groups) removeDirs(pattern string) {
 	if g == nil {
 		return
 	}
-	var dirs []string
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		found, _ := filepath.Glob(pattern + g.parent + "/*-*")
-		dirs = append(dirs, found...)
-	}
-	for _, d := range dirs {
-		if strings.Count(strings.TrimPrefix(d, "/sys/fs/cgroup"), "/") <= 4 {
-			_ = os.Remove(d)
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		found, _ := filepath.Glob(hierarchy + g.parent + pattern)
+		for _, d := range found {
+			_ = os.Remove(d) // refused while anything is in it
 		}
 	}
 }

@@ -80,7 +80,12 @@ func Open(dir string, log *slog.Logger) (*Runner, error) {
 }
 
 // Close releases the runner's folder. No task may be running.
-func (r *Runner) Close() error { return r.lock.Close() }
+func (r *Runner) Close() error {
+	if syscall.Flock(int(r.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil { // nobody else is here
+		r.groups.remove()
+	}
+	return r.lock.Close()
+}
 
 // Limited reports whether tasks get a cgroup with memory and process limits.
 func (r *Runner) Limited() bool { return r.groups != nil }
@@ -207,15 +212,13 @@ type running struct {
 	stdout, stderr *os.File
 	group          *group
 	closeControl   sync.Once
-	kill           *time.Timer
-	killMu         sync.Mutex
+	kill           *time.Timer // set once control is closed
 }
 
+// end asks the stage to end, and kills it if that takes too long.
 func (s *running) end() {
 	s.closeControl.Do(func() {
 		s.control.Close()
-		s.killMu.Lock()
-		defer s.killMu.Unlock()
 		s.kill = time.AfterFunc(killGrace, func() { _ = s.cmd.Process.Kill() })
 	})
 }
@@ -227,9 +230,7 @@ func (s *running) wait() (stageStatus, error) {
 	s.status.Close()
 	err := s.cmd.Wait()
 	s.end()
-	s.killMu.Lock()
 	s.kill.Stop()
-	s.killMu.Unlock()
 	switch {
 	case decodeErr == nil && status.Err != "":
 		return status, errors.New(status.Err)
@@ -258,7 +259,7 @@ func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
 	}
 	cmd := exec.Command("/proc/self/exe", stageArg)
 	cmd.Args[0] = "kofarm"
-	cmd.Env = []string{}
+	cmd.Env = []string{"GOMAXPROCS=2"} // it has little to do, and each thread counts
 	cmd.Dir = r.layers.dir
 	cmd.Stdout, cmd.Stderr = outW, errW
 	cmd.ExtraFiles = []*os.File{configR, statusW}

@@ -14,7 +14,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -24,6 +23,10 @@ import (
 
 // tmpPrefix marks a folder that is being unpacked.
 const tmpPrefix = ".unpacking-"
+
+// whiteout begins the name of an entry that takes something of a lower layer
+// away (OCI image-spec, layer.md).
+const whiteout = ".wh."
 
 // Limits on one layer, so that an image from elsewhere cannot fill the disk.
 const (
@@ -36,11 +39,9 @@ const (
 type layers struct {
 	dir   string
 	group singleflight.Group
-	mu    sync.Mutex
-	known map[string]bool
 }
 
-func newLayers(dir string) *layers { return &layers{dir: layersDir(dir), known: map[string]bool{}} }
+func newLayers(dir string) *layers { return &layers{dir: layersDir(dir)} }
 
 // sweep removes what a killed run has left half unpacked.
 func (l *layers) sweep() {
@@ -73,26 +74,23 @@ func (l *layers) unpacked(ctx context.Context, img v1.Image) ([]string, error) {
 	return names, nil
 }
 
+// ensure unpacks a layer unless it is there. Where tasks want it at the same
+// time one unpacks it; when that one is cancelled, the next takes over.
 func (l *layers) ensure(ctx context.Context, name string, layer v1.Layer) error {
-	l.mu.Lock()
-	known := l.known[name]
-	l.mu.Unlock()
-	if known {
-		return nil
-	}
-	_, err, _ := l.group.Do(name, func() (any, error) {
-		final := filepath.Join(l.dir, name)
-		if _, err := os.Lstat(final); err == nil {
-			return nil, nil
+	final := filepath.Join(l.dir, name)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		return nil, l.unpack(ctx, final, name, layer)
-	})
-	if err == nil {
-		l.mu.Lock()
-		l.known[name] = true
-		l.mu.Unlock()
+		if _, err := os.Lstat(final); err == nil {
+			return nil
+		}
+		_, err, shared := l.group.Do(name, func() (any, error) { return nil, l.unpack(ctx, final, name, layer) })
+		cancelled := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+		if !shared || !cancelled {
+			return err
+		}
 	}
-	return err
 }
 
 // unpack writes the layer to a folder beside final and renames it when its
@@ -186,6 +184,9 @@ func (x *extractor) extract(h *tar.Header, r io.Reader) error {
 	name := path.Clean(strings.TrimPrefix(h.Name, "/"))
 	if !filepath.IsLocal(name) {
 		return errors.New("the path leaves the layer")
+	}
+	if strings.HasPrefix(path.Base(name), whiteout) {
+		return errors.New("a whiteout: the embedded runtime takes layers that only add")
 	}
 	mode := h.FileInfo().Mode().Perm()
 	if h.Typeflag != tar.TypeDir && name != "." {
