@@ -82,9 +82,20 @@ func sorted(deps []Dependency) []Dependency {
 	return slices.Compact(deps)
 }
 
-// provides adds what every binary package provides: itself.
+// isa is what rpm calls an architecture in a dependency (%_isa).
+var isa = map[string]string{
+	"x86_64": "(x86-64)", "aarch64": "(aarch-64)", "ppc64le": "(ppc-64)", "s390x": "(s390-64)", "riscv64": "(riscv-64)",
+	"armv7hl": "(armv7hl-32)", "armv6hl": "(armv6hl-32)", "i686": "(x86-32)",
+}
+
+// provides adds what every package provides: itself, and a binary one for an
+// architecture once more with that.
 func (p *Package) provides() []Dependency {
-	return sorted(append(slices.Clip(p.Provides), Dependency{p.Name, Equal, p.EVR()}))
+	deps := append(slices.Clip(p.Provides), Dependency{p.Name, Equal, p.EVR()})
+	if suffix := isa[p.Arch]; suffix != "" && p.SourceRPM != "" {
+		deps = append(deps, Dependency{p.Name + suffix, Equal, p.EVR()})
+	}
+	return sorted(deps)
 }
 
 // requires adds the scriptlets' shell, and the features that an rpm must know

@@ -30,6 +30,7 @@ const (
 	tagBuildHost         = 1007
 	tagSize              = 1009
 	tagLicense           = 1014
+	tagPackager          = 1015
 	tagGroup             = 1016
 	tagSource            = 1018
 	tagURL               = 1020
@@ -53,6 +54,9 @@ const (
 	tagRequireFlags      = 1048
 	tagRequireName       = 1049
 	tagRequireVersion    = 1050
+	tagChangelogTime     = 1080
+	tagChangelogName     = 1081
+	tagChangelogText     = 1082
 	tagPostInProg        = 1086
 	tagPreUnProg         = 1087
 	tagPostUnProg        = 1088

@@ -63,10 +63,9 @@ const (
 
 // What a file is beside its content (FILEFLAGS).
 const (
-	FlagConfig  = 1 << 0
-	FlagDoc     = 1 << 1
-	FlagSpec    = 1 << 5
-	FlagLicense = 1 << 7
+	FlagConfig    = 1 << 0
+	FlagNoReplace = 1 << 4 // a changed FlagConfig stays
+	FlagSpec      = 1 << 5
 )
 
 // File is one file of a package, owned by root.

@@ -32,6 +32,9 @@ type Package struct {
 	License                string
 	Group                  string // empty: "Unspecified", as rpmbuild has it
 	URL                    string
+	Packager               string // name and mail address; empty: none
+	// Change is the one entry of the changelog; empty: none. It needs Packager.
+	Change string
 	// BuildHost is what stands where rpmbuild puts the machine's name.
 	BuildHost string
 	// BuildTime also dates every file, in whole seconds.
@@ -98,7 +101,7 @@ func (p *Package) validate() error {
 	if p.Description == "" {
 		errs = append(errs, errors.New("no description"))
 	}
-	for _, s := range []string{p.Description, p.Group, p.URL, p.BuildHost, p.Post, p.PreUn, p.PostUn, p.PostTrans} {
+	for _, s := range []string{p.Description, p.Group, p.URL, p.Packager, p.Change, p.BuildHost, p.Post, p.PreUn, p.PostUn, p.PostTrans} {
 		if strings.ContainsRune(s, 0) {
 			errs = append(errs, fmt.Errorf("a NUL in %.40q", s))
 		}

@@ -27,6 +27,7 @@ Release: 2
 Summary: A sample
 License: GPL-2.0-only
 URL: https://example.org/
+Packager: A B <a@example.org>
 BuildArch: noarch
 Provides: modalias(pci:v000010DEd*sv*sd*bc03sc0[02]i00*)
 Provides: ksym(a) = 0x01234567
@@ -47,6 +48,9 @@ ln -s ../a.txt %{buildroot}/opt/sample/a/link
 %files
 %dir /opt/sample
 /opt/sample/*
+%changelog
+* Tue Nov 14 2023 A B <a@example.org> - 1.0~rc1-2
+- A change.
 %post
 true post
 %preun
@@ -61,7 +65,7 @@ true posttrans
 func sample() (rpmfile.Package, []rpmfile.File) {
 	p := rpmfile.Package{
 		Name: "sample", Version: "1.0~rc1", Release: "2", Arch: "noarch", Summary: "A sample", License: "GPL-2.0-only",
-		Description: "It is\na sample.", URL: "https://example.org/", BuildHost: "localhost", BuildTime: epoch,
+		Description: "It is\na sample.", URL: "https://example.org/", Packager: "A B <a@example.org>", Change: "A change.", BuildHost: "localhost", BuildTime: epoch,
 		SourceRPM: "sample-1.0~rc1-2.src.rpm",
 		Provides:  []rpmfile.Dependency{{Name: "modalias(pci:v000010DEd*sv*sd*bc03sc0[02]i00*)"}, {"ksym(a)", rpmfile.Equal, "0x01234567"}},
 		Requires: []rpmfile.Dependency{{"kernel-uname-r", rpmfile.Equal, "6.1.192-56.host108.x86_64"}, {Name: "(a if b)"},
@@ -133,7 +137,7 @@ func tags(t *testing.T, file string) string {
 		"%{POSTIN}|%{POSTINPROG}|%{PREUN}|%{PREUNPROG}|%{POSTUN}|%{POSTUNPROG}|%{POSTTRANS}|%{POSTTRANSPROG}\n",
 		"[%{FILENAMES}|%{FILEMODES:octal}|%{FILESIZES}|%{FILEDIGESTS}|%{FILELINKTOS}|%{FILEFLAGS}|%{FILEVERIFYFLAGS}|" +
 			"%{FILEUSERNAME}|%{FILEGROUPNAME}|%{FILERDEVS}|%{FILEINODES}|%{FILEDEVICES}|%{FILELANGS}\n]",
-		"[%{DIRNAMES}\n]", "%{FILEDIGESTALGO}|%{PAYLOADFORMAT}|%{PAYLOADDIGESTALGO}\n",
+		"[%{DIRNAMES}\n]", "%{PACKAGER}|[%{CHANGELOGNAME}|%{CHANGELOGTEXT}]|%{FILEDIGESTALGO}|%{PAYLOADFORMAT}|%{PAYLOADDIGESTALGO}\n",
 	} {
 		b.WriteString(run(t, "rpm", "-qp", "--qf", f, file))
 	}

@@ -122,6 +122,14 @@ func (p *Package) describe(h header) {
 	if p.URL != "" {
 		h.string(tagURL, p.URL)
 	}
+	if p.Packager != "" {
+		h.string(tagPackager, p.Packager)
+	}
+	if p.Change != "" {
+		h.int32s(tagChangelogTime, uint32(p.BuildTime.Unix()))
+		h.strings(tagChangelogName, p.Packager+" - "+p.EVR())
+		h.strings(tagChangelogText, "- "+p.Change)
+	}
 	for _, s := range p.scripts() {
 		if s.body != "" {
 			h.string(s.tag, s.body)
