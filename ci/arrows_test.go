@@ -30,7 +30,9 @@ var mayImport = map[string][]string{
 	"farm/pack/deb":         {"farm/pack/dkms"},
 	"farm/pack/rpm":         {"farm/kmod", "farm/pack/dkms", "farm/pack/rpm"},
 	"farm/pack/rpm/rpmfile": {},
+	"farm/repo":             {"farm/sign", "images/apt", "images/deb"},
 	"farm/report":           {"farm", "matrix"},
+	"farm/sign":             {},
 	"cmd":                   {"cmd", "farm", "images", "worker", "matrix"},
 	"ci":                    {"ci", "cmd", "farm", "images", "worker", "matrix"},
 }

@@ -221,7 +221,7 @@ func TestRealAptRefusesWhatWasChanged(t *testing.T) {
 			if tt.download {
 				c.must(t, "update")
 			}
-			change(t, filepath.Join(dir, tt.file), tt.old, tt.new)
+			alter(t, filepath.Join(dir, tt.file), tt.old, tt.new)
 			if tt.download {
 				if _, err := c.download(t, "foo"); err == nil || !strings.Contains(err.Error(), "Hash Sum mismatch") {
 					t.Errorf("download: %v, want a hash sum mismatch", err)
@@ -229,7 +229,7 @@ func TestRealAptRefusesWhatWasChanged(t *testing.T) {
 				return
 			}
 			if name == "index" { // without the way around by the plain name
-				change(t, filepath.Join(dir, "dists/stable/main/binary-amd64/Packages*"), "", "x")
+				alter(t, filepath.Join(dir, "dists/stable/main/binary-amd64/Packages*"), "", "x")
 			}
 			if out, err := c.run(t, "update"); err == nil {
 				t.Errorf("apt-get update accepts it\n%s", out)
@@ -248,8 +248,8 @@ func TestRealAptRefusesWhatWasChanged(t *testing.T) {
 	})
 }
 
-// change replaces the first old in files, or their beginning where old is "".
-func change(t *testing.T, pattern, old, new string) {
+// alter replaces the first old in files, or their beginning where old is "".
+func alter(t *testing.T, pattern, old, new string) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
@@ -435,12 +435,12 @@ func TestKeep(t *testing.T) {
 	if got := c.versions(t, "foo"); got != "2 1" {
 		t.Errorf("apt sees versions %q", got)
 	}
-	change(t, filepath.Join(dir, "pool/main/f/foo/foo_1_amd64.deb"), "debian-binary", "debian-xinary")
+	alter(t, filepath.Join(dir, "pool/main/f/foo/foo_1_amd64.deb"), "debian-binary", "debian-xinary")
 	if err := a.Update(t.Context(), nil); err == nil {
 		t.Error("a changed package is kept")
 	}
 	update(t, a, one) // and a good one of that name mends it
-	change(t, filepath.Join(dir, "dists/stable/InRelease"), "Origin: Farm", "Origin: Harm")
+	alter(t, filepath.Join(dir, "dists/stable/InRelease"), "Origin: Farm", "Origin: Harm")
 	if err := a.Update(t.Context(), nil); !errors.Is(err, ErrUntrusted) {
 		t.Errorf("an index that the key has not signed is kept: %v", err)
 	}

@@ -274,6 +274,40 @@ func (t *tree) prune(top, dir string) error {
 	return nil
 }
 
+// removeAll removes a folder and what is in it.
+func (t *tree) removeAll(dir string) error {
+	if _, err := t.root.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := t.clean(dir, func(string) bool { return false }); err != nil {
+		return err
+	}
+	return t.remove(dir)
+}
+
+// link gives a file of the tree a second name, in a folder that is there.
+func (t *tree) link(from, to string) error {
+	if err := t.before("link", to); err != nil {
+		return err
+	}
+	return t.root.Link(from, to)
+}
+
+// exchange swaps two folders at the top in one step. Not every file system can; errNoExchange then.
+func (t *tree) exchange(a, b string) error {
+	if err := t.before("exchange", a); err != nil {
+		return err
+	}
+	fd := int(t.lock.Fd())
+	err := unix.Renameat2(fd, a, fd, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: %w", errNoExchange, err)
+	}
+	return err
+}
+
+var errNoExchange = errors.New("this file system cannot exchange folders")
+
 // read returns a file of at most limit bytes; nil where there is none.
 func (t *tree) read(name string, limit int64) ([]byte, error) {
 	f, err := t.root.Open(name)
