@@ -34,6 +34,7 @@ type ModuleVersion struct {
 	BuildPackages []string      // packages that the build needs beside the toolchain; the module's, then the version's
 	MakeArgs      []string      // appended to the make command; the module's, then the version's
 	Timeout       time.Duration // of one cell; default Limits.Timeout
+	License       string        // an SPDX expression for packages; "": what the modules say
 	Pos           Pos
 }
 

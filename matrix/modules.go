@@ -15,6 +15,7 @@ type moduleEntry struct {
 	packages      []string
 	makeArgs      []string
 	timeout       time.Duration
+	license       string
 	pos           Pos
 }
 
@@ -70,6 +71,7 @@ func (d *decoder) moduleFields(m *moduleEntry) fields {
 		"build-packages": func(n *yaml.Node) { m.packages = texts(d.words(n, "build-packages", checkPackage)) },
 		"make-args":      func(n *yaml.Node) { m.makeArgs = d.strs(n, "make-args", nil) },
 		"timeout":        func(n *yaml.Node) { d.duration(n, "timeout", &m.timeout) },
+		"license":        func(n *yaml.Node) { m.license = d.str(n, "license", checkLicense).Text },
 	}
 }
 
@@ -82,6 +84,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 		BuildPackages: union(slices.Clip(m.packages), v.packages),
 		MakeArgs:      append(slices.Clip(m.makeArgs), v.makeArgs...),
 		Timeout:       m.timeout,
+		License:       m.license,
 		Pos:           v.pos,
 	}
 	if v.version != "" {
@@ -92,6 +95,9 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 	}
 	if v.timeout != 0 {
 		out.Timeout = v.timeout
+	}
+	if v.license != "" {
+		out.License = v.license
 	}
 	return out
 }

@@ -255,12 +255,14 @@ var (
 	person      = regexp.MustCompile(`^[^<>"]+ <[^<>@\s]+@[^<>@\s]+>$`)
 	rpmRelease  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+]*$`)
 	environment = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	license     = regexp.MustCompile(`^[A-Za-z0-9.+() -]+$`)
 	below       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
 )
 
 var (
 	checkPerson     = like(person, `"Name <address@host>"`)
 	checkRPMRelease = like(rpmRelease, "letters, digits, dots, _ and +")
+	checkLicense    = like(license, "an SPDX license expression such as GPL-2.0-only")
 	checkVariable   = like(environment, "the name of an environment variable")
 )
 
