@@ -109,6 +109,9 @@ func (t tarEntries) Close() error { return t.close() }
 func (t tarEntries) Next() (*tar.Header, error) {
 	for {
 		h, err := t.Reader.Next()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("it is no tarball, or a broken one: %w", err)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -2,7 +2,6 @@ package images
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"regexp"
 	"strings"
 
 	"github.com/kofarm/kofarm/images/store"
@@ -39,7 +39,7 @@ type headerPart struct {
 }
 
 // OpenHeaders reads the headers of a kernel of one's own, and finds the build
-// tree in them: the folder whose include/config/kernel.release is the release.
+// tree in them, which is for that release.
 func OpenHeaders(release string, paths []string) (*Headers, error) {
 	h := &Headers{Release: release}
 	for _, p := range paths {
@@ -96,23 +96,44 @@ func (h *Headers) each(f func(*tar.Header, io.Reader) error) error {
 	return nil
 }
 
+// releaseFiles say which kernel a build tree is for. In Debian's 6.1 only the
+// first, which a module's vermagic comes from, has the whole release.
+var releaseFiles = []struct {
+	path    string
+	release *regexp.Regexp
+}{
+	{"/include/generated/utsrelease.h", regexp.MustCompile(`(?m)^#define UTS_RELEASE "([^"\n]+)"`)},
+	{"/include/config/kernel.release", regexp.MustCompile(`^(\S+)\s*$`)},
+}
+
+// maxReleaseFile bounds what is read of one of them, in bytes.
+const maxReleaseFile = 64 << 10
+
 // find looks for the build tree and its Module.symvers.
 func (h *Headers) find() error {
 	symvers := map[string]bool{} // folders that have one
-	var other []string
+	other := map[string]bool{}
 	err := h.each(func(e *tar.Header, r io.Reader) error {
-		switch {
-		case e.Typeflag != tar.TypeReg:
-		case strings.HasSuffix(e.Name, "/include/config/kernel.release"):
-			data, err := io.ReadAll(io.LimitReader(r, 1024))
-			if got := string(bytes.TrimSpace(data)); got == h.Release {
-				h.build = strings.TrimSuffix(e.Name, "/include/config/kernel.release")
-			} else {
-				other = append(other, fmt.Sprintf("%q", got))
-			}
-			return err
-		case path.Base(e.Name) == "Module.symvers":
+		if e.Typeflag != tar.TypeReg {
+			return nil
+		}
+		if path.Base(e.Name) == "Module.symvers" {
 			symvers[path.Dir(e.Name)] = true
+		}
+		for _, f := range releaseFiles {
+			dir, ok := strings.CutSuffix(e.Name, f.path)
+			if !ok {
+				continue
+			}
+			data, err := io.ReadAll(io.LimitReader(r, maxReleaseFile))
+			if err != nil {
+				return err
+			}
+			if m := f.release.FindSubmatch(data); m != nil && string(m[1]) == h.Release {
+				h.build = dir
+			} else if m != nil {
+				other[string(m[1])] = true
+			}
 		}
 		return nil
 	})
@@ -120,9 +141,9 @@ func (h *Headers) find() error {
 	case err != nil:
 		return err
 	case h.build == "" && len(other) > 0:
-		return fmt.Errorf("they are of kernel %s, not %q", strings.Join(other, ", "), h.Release)
+		return fmt.Errorf("they are of kernel %q, not %q", sortedKeys(other), h.Release)
 	case h.build == "":
-		return errors.New("they hold no include/config/kernel.release: not a built kernel's headers")
+		return errors.New("they hold neither include/generated/utsrelease.h nor include/config/kernel.release: not a built kernel's headers")
 	}
 	h.symvers = symvers[h.build]
 	return nil
