@@ -396,6 +396,41 @@ func TestLicense(t *testing.T) {
 	}
 }
 
+// The order in which a source and what is prebuilt come makes no difference.
+func TestDeterminism(t *testing.T) {
+	src, info := testSource(t), testSourceInfo()
+	var files []dkms.File
+	for f, err := range src.Files {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !f.Mode.IsDir() || f.Path == "patches" { // folders of files come by themselves
+			files = append(files, f)
+		}
+	}
+	slices.Reverse(files)
+	turned := SourceTree{Conf: src.Conf, Files: func(yield func(dkms.File, error) bool) {
+		for _, f := range files {
+			if !yield(f, nil) {
+				return
+			}
+		}
+	}}
+	one, two := testPrebuilt(t, "6.9.1"), testPrebuilt(t, "6.10.1")
+	for kind, write := range map[string]func(io.Writer, SourceTree, ...Prebuilt) error{
+		"dkms":   func(w io.Writer, s SourceTree, p ...Prebuilt) error { return DKMS(w, info, s, p) },
+		"source": func(w io.Writer, s SourceTree, _ ...Prebuilt) error { return Source(w, info, s) },
+	} {
+		var a, b bytes.Buffer
+		if err := errors.Join(write(&a, src, one, two), write(&b, turned, two, one)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(a.Bytes(), b.Bytes()) {
+			t.Errorf("%s: the order of the input makes a difference", kind)
+		}
+	}
+}
+
 // brokenWriter fails after some bytes, as a full disk does.
 type brokenWriter int
 

@@ -81,7 +81,7 @@ func everywhere(name string) bool {
 
 var shared = func() map[string]bool {
 	all := map[string]bool{}
-	for _, name := range strings.Fields(`/ /bin /etc /lib /lib64 /opt /sbin /srv /usr /var
+	for name := range strings.FieldsSeq(`/ /bin /etc /lib /lib64 /opt /sbin /srv /usr /var
 		/usr/bin /usr/include /usr/lib /usr/lib64 /usr/libexec /usr/sbin /usr/share /usr/src
 		/usr/lib/depmod.d /usr/lib/firmware /usr/lib/modprobe.d /usr/lib/modules-load.d /usr/lib/systemd /usr/lib/systemd/system
 		/usr/lib/udev /usr/lib/udev/rules.d /lib/udev /lib/udev/rules.d /lib/firmware /lib/systemd /lib/systemd/system
