@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 )
@@ -38,6 +39,10 @@ type Collector struct {
 	Dir    string // the output folder
 	Output matrix.Output
 	Epoch  *time.Time // SOURCE_DATE_EPOCH; nil: each source's own time
+	// Kernels are asked what packages need to know of a cell's kernel.
+	Kernels Kernels
+	// Signer signs repositories and RPMs; nil: they are not signed.
+	Signer *sign.Key
 }
 
 // Collected is what Collect has written.
@@ -55,17 +60,19 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
 	before := c.previous()
-	t := &tarballs{records: records{c.Store}, output: c.Output.DKMS, epoch: c.Epoch}
-	packages := t.packages(results)
+	packages, err := c.packages(results)
+	if err != nil {
+		return nil, err
+	}
 	files := make([]File, len(packages))
-	g, ctx := errgroup.WithContext(ctx)
+	g, packing := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.NumCPU())
 	for i, p := range packages {
 		g.Go(func() (err error) {
-			if err := ctx.Err(); err != nil {
+			if err := packing.Err(); err != nil {
 				return err
 			}
-			files[i], err = c.pack(p)
+			files[i], err = c.pack(packing, p)
 			return err
 		})
 	}
@@ -79,6 +86,9 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
+	if err := c.repositories(ctx, packages); err != nil {
+		return nil, err
+	}
 	report := newReport(results, packages, files, logs)
 	if err := c.retire(before, report); err != nil { // while the old report still names them
 		return nil, fmt.Errorf("tidying %s: %w", c.Dir, err)
@@ -89,24 +99,76 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	return &Collected{packages, report}, nil
 }
 
-// pack makes a package, unless the store has it, and puts it into the folder.
-func (c *Collector) pack(p Package) (File, error) {
-	d, err := c.Store.Ref(packRef, p.Key)
-	if err != nil || !c.Store.Has(d.Digest, d.Size) {
-		if d, err = c.write(p); err != nil {
-			return File{}, fmt.Errorf("%s: %w", p.Name, err)
+// packages plans every package that the output asks for.
+func (c *Collector) packages(results []*Result) ([]Package, error) {
+	m := &material{records: records{c.Store}, output: &c.Output, epoch: c.Epoch, kernels: c.Kernels, stored: c.stored}
+	var all []Package
+	var errs []error
+	if c.Output.DKMS != nil {
+		all = append(all, (&tarballs{m, c.Output.DKMS}).packages(results)...)
+	}
+	if c.Output.Deb != nil {
+		more, err := (&debs{m, c.Output.Deb}).packages(results)
+		all = append(all, more...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("output.deb: %w", err))
 		}
 	}
-	f := File{Path: p.Name, Blob: blobOf(d)}
-	return f, c.place(f.Path, func() (io.ReadCloser, error) { return c.Store.Open(d.Digest) }, f.Blob)
+	if c.Output.RPM != nil {
+		more, err := (&rpms{m, c.Output.RPM}).packages(results)
+		for _, p := range more {
+			all = append(all, c.signed(p))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("output.rpm: %w", err))
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return all, clash(all)
 }
 
-func (c *Collector) write(p Package) (v1.Descriptor, error) {
+// Check tells before anything is built whether the output's packages can be
+// named: not every format takes every name, version and kernel release.
+func (c *Collector) Check(cells []*Cell) error {
+	var results []*Result
+	for _, cell := range cells {
+		if !cell.Excluded {
+			results = append(results, &Result{Cell: cell, Outcome: Built, Record: &Record{}})
+		}
+	}
+	_, err := c.packages(results)
+	return err
+}
+
+// pack makes a package, unless the store has it, and puts it into the folder.
+func (c *Collector) pack(ctx context.Context, p Package) (File, error) {
+	blob, err := c.stored(ctx, p)
+	if err != nil {
+		return File{}, err
+	}
+	f := File{Path: p.Name, Blob: blob}
+	return f, c.place(f.Path, func() (io.ReadCloser, error) { return c.Store.Open(blob.hash()) }, blob)
+}
+
+// stored makes a package, unless the store has it.
+func (c *Collector) stored(ctx context.Context, p Package) (Blob, error) {
+	d, err := c.Store.Ref(packRef, p.Key)
+	if err != nil || !c.Store.Has(d.Digest, d.Size) {
+		if d, err = c.write(ctx, p); err != nil {
+			return Blob{}, fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	return blobOf(d), nil
+}
+
+func (c *Collector) write(ctx context.Context, p Package) (v1.Descriptor, error) {
 	w, err := c.Store.Create()
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	if err := p.Write(w); err != nil {
+	if err := p.Write(ctx, w); err != nil {
 		return v1.Descriptor{}, errors.Join(err, w.Abort())
 	}
 	digest, size, err := w.Commit()

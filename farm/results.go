@@ -35,6 +35,7 @@ type Counts struct {
 	Failed         int `json:"failed"`
 	Infrastructure int `json:"infrastructure"`
 	CheckFailed    int `json:"checkFailed"` // built, but not packed
+	NotYet         int `json:"notYet"`      // only where nothing is built: kofarm package
 	Cached         int `json:"cached"`      // not built anew in this run
 }
 
@@ -123,6 +124,8 @@ func (n *Counts) add(r *Result) {
 		n.Failed++
 	case Infrastructure:
 		n.Infrastructure++
+	case Outcome(NotYet):
+		n.NotYet++
 	}
 	if r.Cached {
 		n.Cached++

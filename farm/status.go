@@ -39,3 +39,20 @@ func OpenLog(s *store.Store, c *Cell) (io.ReadCloser, error) {
 	}
 	return records{s}.log(rec.Log)
 }
+
+// Stored gives the results that the store holds of the cells, in their order.
+// A cell that has not been built has the outcome NotYet.
+func Stored(s *store.Store, cells []*Cell) []*Result {
+	results := make([]*Result, len(cells))
+	for i, c := range cells {
+		results[i] = &Result{Cell: c, Outcome: Outcome(NotYet)}
+		if c.Excluded {
+			results[i].Outcome = Excluded
+			continue
+		}
+		if rec, err := (records{s}).load(c.Key); err == nil {
+			results[i] = &Result{Cell: c, Record: rec, Outcome: rec.Outcome, Cached: true}
+		}
+	}
+	return results
+}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/report"
-	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/worker/embedded"
 )
 
@@ -38,6 +37,28 @@ func (a *app) buildCommand() *cobra.Command {
 	return cmd
 }
 
+func (a *app) packageCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "package [farm.yaml]",
+		Short: "Write packages and results.json from the results in the store; builds nothing",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.open(cmd.Context(), farmArg(args))
+			if err != nil {
+				return err
+			}
+			c, err := s.collector(output)
+			if err != nil {
+				return err
+			}
+			return a.collect(cmd.Context(), s, c, farm.Stored(s.store, s.plan.Cells))
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
+	return cmd
+}
+
 func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) {
 	if f.runtime != "embedded" {
 		return fmt.Errorf("--runtime %s is not known; there is: embedded", f.runtime)
@@ -45,11 +66,11 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if f.parallel < 0 {
 		return fmt.Errorf("--parallel %d: a number of builds, or 0 for one for each core", f.parallel)
 	}
-	epoch, err := sourceDateEpoch()
+	s, err := a.open(ctx, file)
 	if err != nil {
 		return err
 	}
-	s, err := a.open(ctx, file)
+	c, err := s.collector(f.output)
 	if err != nil {
 		return err
 	}
@@ -64,7 +85,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	}
 	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
 	b := &farm.Builder{
-		Store: s.store, Images: &images.Assembler{Store: s.store, Fetcher: fetcher{s.fetch}}, Runner: runner,
+		Store: s.store, Images: s.images, Runner: runner,
 		Observer: progress, Log: a.log, Limits: limits(s.farm), Parallel: parallel, Retries: s.farm.Build.Retries,
 	}
 	results, err := b.Build(ctx, s.plan.Cells)
@@ -72,7 +93,11 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	c := &farm.Collector{Store: s.store, Dir: s.output(f.output), Output: s.farm.Output, Epoch: epoch}
+	return a.collect(ctx, s, c, results)
+}
+
+// collect writes the output, and turns it into the exit status.
+func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, results []*farm.Result) error {
 	collected, err := c.Collect(ctx, results)
 	if err != nil {
 		return infrastructure(err)
@@ -96,8 +121,12 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 	case !a.quiet:
 		a.warnPackages(c.Packages)
 		a.listFailures(dir, c.Report)
-		fmt.Fprintf(a.stdout, "%d built (%d of %d cells were in the store), %d excluded, %d failed; %d files in %s\n",
-			counts.Built, counts.Cached, len(c.Report.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, len(c.Report.Files), dir)
+		notYet := ""
+		if counts.NotYet > 0 {
+			notYet = fmt.Sprintf(", %d not yet built", counts.NotYet)
+		}
+		fmt.Fprintf(a.stdout, "%d built (%d of %d cells were in the store), %d excluded, %d failed%s; %d files in %s\n",
+			counts.Built, counts.Cached, len(c.Report.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, notYet, len(c.Report.Files), dir)
 	}
 	if counts.CheckFailed > 0 && !a.quiet {
 		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells do not fit their kernels and are not packed; see %s\n",
@@ -106,7 +135,7 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 	switch {
 	case counts.Infrastructure > 0:
 		return &exitError{code: exitInfrastructure}
-	case counts.Failed > 0 || counts.CheckFailed > 0:
+	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.NotYet > 0:
 		return &exitError{code: exitFailed}
 	}
 	return nil

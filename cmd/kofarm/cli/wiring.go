@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/images/fetch"
@@ -20,11 +21,11 @@ import (
 
 // session is an opened store with a plan made on it.
 type session struct {
-	store *store.Store
-	fetch *fetch.Client
-	farm  *matrix.Farm
-	plan  *farm.Plan
-	dir   string // of the farm file
+	store  *store.Store
+	images *images.Assembler
+	farm   *matrix.Farm
+	plan   *farm.Plan
+	dir    string // of the farm file
 }
 
 // open reads a farm file and makes its plan.
@@ -53,7 +54,8 @@ func (a *app) open(ctx context.Context, file string) (*session, error) {
 		return nil, classify(err)
 	}
 	a.warn(plan.Warnings)
-	return &session{store: s, fetch: client, farm: f, plan: plan, dir: dir}, nil
+	assembler := &images.Assembler{Store: s, Fetcher: fetcher{client}}
+	return &session{store: s, images: assembler, farm: f, plan: plan, dir: dir}, nil
 }
 
 // classify tells mistakes in the farm file from faults of the world.
@@ -83,6 +85,27 @@ func (s *session) output(flag string) string {
 		return s.farm.Output.Directory
 	}
 	return filepath.Join(s.dir, s.farm.Output.Directory)
+}
+
+// collector makes what writes the output, and finds out whether it can: the
+// names of packages and the signing key are looked at before anything is built.
+func (s *session) collector(output string) (*farm.Collector, error) {
+	epoch, err := sourceDateEpoch()
+	if err != nil {
+		return nil, err
+	}
+	c := &farm.Collector{Store: s.store, Dir: s.output(output), Output: s.farm.Output, Epoch: epoch, Kernels: s.images}
+	if o := s.farm.Output.Sign; o != nil {
+		key := o.Key
+		if key != "" && !filepath.IsAbs(key) {
+			key = filepath.Join(s.dir, key)
+		}
+		c.Signer, err = sign.Load(sign.Source{File: key, Env: o.KeyEnv, PassphraseEnv: o.PassphraseEnv})
+		if err != nil {
+			return nil, &matrix.Error{File: s.farm.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
+		}
+	}
+	return c, c.Check(s.plan.Cells)
 }
 
 // sourceDateEpoch reads SOURCE_DATE_EPOCH, seconds since 1970; nil where it is

@@ -1,0 +1,232 @@
+package farm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/kofarm/kofarm/farm/kmod"
+	"github.com/kofarm/kofarm/farm/pack/dkms"
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/kernel"
+)
+
+// Package is one file that a farm puts out.
+type Package struct {
+	Name    string // file name
+	Cells   []*Cell
+	Warning string // what a user of the package has to know, or ""
+	// Key is the sha256 in hex of all that the package's bytes depend on.
+	Key   string
+	Write func(ctx context.Context, w io.Writer) error
+}
+
+// Kernels knows the kernels that cells are built for.
+type Kernels interface {
+	// Symvers is a kernel's Module.symvers.
+	Symvers(ctx context.Context, in images.Inputs, release string) ([]byte, error)
+	// ModuleCompression tells how a kernel's own modules are compressed: "" for
+	// not at all, gz, xz or zst.
+	ModuleCompression(ctx context.Context, in images.Inputs, release string) (string, error)
+}
+
+// material is what packages of every format are made from.
+type material struct {
+	records records
+	output  *matrix.Output
+	epoch   *time.Time // SOURCE_DATE_EPOCH; nil: each source's own
+	kernels Kernels
+	// stored makes sure that the store has a package, and says where.
+	stored func(ctx context.Context, p Package) (Blob, error)
+}
+
+// epochOf dates the packages of a source.
+func (m *material) epochOf(src *images.Source) time.Time {
+	if m.epoch != nil {
+		return *m.epoch
+	}
+	return src.Epoch
+}
+
+// packageKey begins a package's key with what tells its kind.
+func (m *material) packageKey(format int, kind string, src *images.Source, options ...any) hash.Hash {
+	h := sha256.New()
+	fmt.Fprintf(h, "kofarm package %d %s\n%d\n%s\n%q\n%q\n", format, kind, m.epochOf(src).Unix(), src.Digest, src.Name, src.Version)
+	for _, o := range options {
+		fmt.Fprintf(h, "%q\n", fmt.Sprint(o))
+	}
+	return h
+}
+
+// addResult adds what a result's modules are to a key.
+func addResult(h hash.Hash, r *Result) {
+	fmt.Fprintf(h, "%s\n", r.Cell.Key)
+	for _, m := range r.Record.Modules {
+		fmt.Fprintf(h, "%s %s\n", m.Name, m.SHA256)
+	}
+}
+
+func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
+
+// modules are a result's modules for the packers.
+func (m *material) modules(r *Result) []dkms.Module {
+	var list []dkms.Module
+	for _, ko := range r.Record.Modules {
+		list = append(list, dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) {
+			data, err := m.records.module(ko) // whole, so that it is verified before it is packed
+			return io.NopCloser(bytes.NewReader(data)), err
+		}})
+	}
+	return list
+}
+
+// read reads a result's modules.
+func (m *material) read(r *Result) ([]*kmod.Module, error) {
+	var list []*kmod.Module
+	for _, ko := range r.Record.Modules {
+		data, err := m.records.module(ko)
+		if err != nil {
+			return nil, err
+		}
+		k, err := kmod.ReadAt(bytes.NewReader(data), int64(len(data)), kmod.Limits{PlainOnly: true})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", ko.Name, err)
+		}
+		list = append(list, k)
+	}
+	return list, nil
+}
+
+// compression tells how a result's modules are stored in a package: "" for
+// plain, gz, xz or zst.
+func (m *material) compression(ctx context.Context, r *Result) (string, error) {
+	switch m.output.Modules {
+	case matrix.Plain:
+		return "", nil
+	case matrix.KernelsOwn:
+		return m.kernels.ModuleCompression(ctx, r.Cell.Inputs, r.Cell.Kernel.Release)
+	}
+	return string(m.output.Modules), nil
+}
+
+// withTree unpacks a source into a temporary folder for the time of use.
+func (m *material) withTree(src *images.Source, use func(*os.Root) error) (err error) {
+	dir, err := os.MkdirTemp(m.records.s.TempDir(), "source-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := src.Unpack(root); err != nil {
+		return fmt.Errorf("unpacking the source: %w", err)
+	}
+	return use(root)
+}
+
+// byVersion groups the packable results by module version, which stand together.
+func byVersion(results []*Result) [][]*Result {
+	var groups [][]*Result
+	var last *matrix.ModuleVersion
+	for _, r := range results {
+		if !r.Packable() {
+			continue
+		}
+		if r.Cell.Module != last {
+			groups, last = append(groups, nil), r.Cell.Module
+		}
+		groups[len(groups)-1] = append(groups[len(groups)-1], r)
+	}
+	return groups
+}
+
+// newest picks the result for the newest kernel of each flavor and arch, in the
+// order in which those come first.
+func newest(results []*Result) []*Result {
+	type axis struct{ flavor, arch string }
+	var picked []*Result
+	at := map[axis]int{}
+	for _, r := range results {
+		a := axis{r.Cell.Kernel.Flavor, r.Cell.Kernel.Arch}
+		i, ok := at[a]
+		switch {
+		case !ok:
+			at[a] = len(picked)
+			picked = append(picked, r)
+		case kernel.Compare(kernel.Release(picked[i].Cell.Kernel.Release), kernel.Release(r.Cell.Kernel.Release)) < 0:
+			picked[i] = r
+		}
+	}
+	return picked
+}
+
+func cellsOf(results []*Result) []*Cell {
+	cells := make([]*Cell, len(results))
+	for i, r := range results {
+		cells[i] = r.Cell
+	}
+	return cells
+}
+
+// wants reports whether a kind of package is asked for.
+func wants(kinds []matrix.PackageKind, kind matrix.PackageKind) bool {
+	return slices.Contains(kinds, kind)
+}
+
+// firstOf gives the first error and the number of others: where one kernel's
+// release does not fit a format, a hundred others do not either.
+func firstOf(errs []error) error {
+	var first error
+	more := 0
+	for _, err := range errs {
+		switch {
+		case err == nil:
+		case first == nil:
+			first = err
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		return fmt.Errorf("%w (and %d more)", first, more)
+	}
+	return first
+}
+
+// clash finds two packages of one name: two module names may become one where a
+// format knows fewer letters.
+func clash(packages []Package) error {
+	first := map[string]*Package{}
+	for i := range packages {
+		p := &packages[i]
+		old, ok := first[p.Name]
+		if !ok {
+			first[p.Name] = p
+			continue
+		}
+		return &NameError{Name: p.Name, First: old.Cells[0], Second: p.Cells[0]}
+	}
+	return nil
+}
+
+// NameError says that two cells would make packages of one name.
+type NameError struct {
+	Name          string
+	First, Second *Cell
+}
+
+func (e *NameError) Error() string {
+	return fmt.Sprintf("%s and %s would both make the package %s; rename or exclude one of them", e.First.Name(), e.Second.Name(), e.Name)
+}
