@@ -84,20 +84,20 @@ func (l *Layer) damaged(err error) error {
 }
 
 type gunzipped struct {
-	*gzip.Reader
+	zip   *gzip.Reader
 	blob  io.Closer
 	layer *Layer
 }
 
 func (g *gunzipped) Read(p []byte) (int, error) {
-	n, err := g.Reader.Read(p)
+	n, err := g.zip.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = g.layer.damaged(err)
 	}
 	return n, err
 }
 
-func (g *gunzipped) Close() error { return errors.Join(g.Reader.Close(), g.blob.Close()) }
+func (g *gunzipped) Close() error { return errors.Join(g.zip.Close(), g.blob.Close()) }
 
 // PutImage stores an image's config and manifest, whose layers must be in the
 // store, and names it.
