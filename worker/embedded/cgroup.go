@@ -3,6 +3,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,22 +19,25 @@ import (
 // A nil *groups makes none: an ordinary user has no right to.
 type groups struct{ parent string }
 
-// openGroups gives nil where cgroups cannot be made.
-func openGroups(dir string) *groups {
+// openGroups gives nil to an ordinary user, and an error where root cannot make
+// cgroups either.
+func openGroups(dir string) (*groups, error) {
 	if os.Geteuid() != 0 {
-		return nil
+		return nil, nil
 	}
 	g := &groups{parent: "/" + cgroupName(dir)}
-	probe, err := g.manager("probe", worker.Limits{})
+	probe, err := g.manager(groupName(0), worker.Limits{})
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	if err := probe.Apply(-1); err != nil { // makes the folders, moves nobody
-		return nil
+		return nil, errors.Join(err, probe.Destroy())
 	}
-	_ = probe.Destroy()
-	return g
+	return g, probe.Destroy()
 }
+
+// groupName names the cgroup of one of this process's stages.
+func groupName(stage int) string { return fmt.Sprintf("%d-%d", os.Getpid(), stage) }
 
 // manager describes a cgroup. Of the hierarchies of cgroup v1 it takes only
 // those that have a limit: each costs time.
@@ -69,16 +73,16 @@ func resources(limits worker.Limits) *cgroups.Resources {
 	return res
 }
 
-// create makes a cgroup and moves the process into it.
-func (g *groups) create(name string, pid int, limits worker.Limits) (*group, error) {
+// create makes a cgroup and moves a stage into it.
+func (g *groups) create(stage int, limits worker.Limits) (*group, error) {
 	if g == nil {
 		return nil, nil
 	}
-	m, err := g.manager(name, limits)
+	m, err := g.manager(groupName(stage), limits)
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
-	if err := m.Apply(pid); err != nil {
+	if err := m.Apply(stage); err != nil {
 		return nil, errors.Join(fmt.Errorf("cgroup: %w", err), m.Destroy())
 	}
 	grp := &group{m}
@@ -103,7 +107,7 @@ func (g *groups) removeDirs(pattern string) {
 	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 		found, _ := filepath.Glob(hierarchy + g.parent + pattern)
 		for _, d := range found {
-			_ = os.Remove(d) // refused while anything is in it
+			_ = patiently(func() error { return os.Remove(d) }) // refused while anything is in it
 		}
 	}
 }
@@ -122,11 +126,18 @@ func (g *group) finish() (peak int64, killed bool) {
 	}
 	n, err := g.m.OOMKillCount()
 	killed = err == nil && n > 0
-	for range 50 { // the last process may be a moment in leaving
-		if err = g.m.Destroy(); err == nil {
-			break
+	_ = patiently(g.m.Destroy)
+	return peak, killed
+}
+
+// patiently tries to remove a cgroup for two seconds: the last process may be
+// a moment in leaving.
+func patiently(remove func() error) (err error) {
+	for range 200 {
+		if err = remove(); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return peak, killed
+	return err
 }

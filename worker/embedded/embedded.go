@@ -33,7 +33,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,8 +47,6 @@ const killGrace = 10 * time.Second
 type Runner struct {
 	layers *layers
 	groups *groups // nil without a cgroup
-	log    *slog.Logger
-	seq    atomic.Int64
 	lock   *os.File
 }
 
@@ -57,7 +54,7 @@ var _ worker.Runner = (*Runner)(nil)
 
 // Open makes a Runner that keeps unpacked layers and run-time state in dir. It
 // removes what an earlier run that was killed left there, unless another one is
-// still alive. Close releases it.
+// still alive. It warns where root cannot make cgroups. Close releases it.
 func Open(dir string, log *slog.Logger) (*Runner, error) {
 	for _, d := range []string{layersDir(dir), emptyDir(dir)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -68,7 +65,11 @@ func Open(dir string, log *slog.Logger) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking the embedded runtime's folder %s: %w", dir, err)
 	}
-	r := &Runner{layers: newLayers(dir), groups: openGroups(dir), log: log, lock: lock}
+	groups, err := openGroups(dir)
+	if err != nil {
+		log.Warn("tasks run without a cgroup: each process's data is limited, not a task's memory", "err", err)
+	}
+	r := &Runner{layers: newLayers(dir), groups: groups, lock: lock}
 	if alone {
 		r.layers.sweep()
 		r.groups.sweep()
@@ -269,7 +270,7 @@ func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
 	}
 	s := &running{cmd: cmd, control: configW, status: statusR, stdout: outR, stderr: errR}
 	var err error
-	s.group, err = r.groups.create(fmt.Sprintf("%d-%d", os.Getpid(), r.seq.Add(1)), cmd.Process.Pid, task.Limits)
+	s.group, err = r.groups.create(cmd.Process.Pid, task.Limits)
 	if err == nil {
 		err = json.NewEncoder(configW).Encode(stageConfig{
 			Name: task.Name, Layers: layerDirs, Empty: emptyDir(".."), Args: task.Args, Env: task.Env,
