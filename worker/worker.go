@@ -17,7 +17,9 @@ import (
 // Every backend gives the command the same surroundings: a read-only root made
 // of the image's layers, size-limited temporary file systems at [Scratch], no
 // network, host name [Hostname], umask 022, user and group 0, no standard
-// input, and exactly the environment in Env.
+// input, and exactly the environment in Env, which should hold HOME and PATH.
+// The image holds the folders that something is mounted on: those of Scratch,
+// /dev and /proc.
 type Task struct {
 	// Name labels the task's container, cgroup and errors. It need not be
 	// unique.
@@ -38,8 +40,9 @@ type Task struct {
 // Limits bound one task. A zero field means no limit of that kind.
 type Limits struct {
 	// Memory is in bytes and includes what is written to the scratch file
-	// systems. Without a cgroup of its own (an ordinary user) a backend
-	// applies it to each process's address space instead.
+	// systems. Without a cgroup of its own (an ordinary user) a backend bounds
+	// the private writable memory of each process by it, or by 256 MiB if that
+	// is more: RLIMIT_DATA.
 	Memory int64
 	// Processes is the number of processes and threads alive at a time.
 	Processes int64

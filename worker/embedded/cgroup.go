@@ -33,7 +33,8 @@ func openGroups(dir string) (*groups, error) {
 	if err := probe.Apply(-1); err != nil { // makes the folders, moves nobody
 		return nil, errors.Join(err, probe.Destroy())
 	}
-	return g, probe.Destroy()
+	_ = patiently(probe.Destroy)
+	return g, nil
 }
 
 // groupName names the cgroup of one of this process's stages.
