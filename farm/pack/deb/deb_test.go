@@ -421,3 +421,24 @@ func TestShellcheck(t *testing.T) {
 		run(t, dir, "shellcheck", name)
 	}
 }
+
+// BenchmarkModules packs a module of 100 kB for one kernel.
+func BenchmarkModules(b *testing.B) {
+	data := make([]byte, 100_000)
+	for i := range data {
+		data[i] = byte(i * i >> 9)
+	}
+	for _, c := range []Compression{None, XZ} {
+		b.Run("module "+string(c), func(b *testing.B) {
+			m := testModules()
+			m.Compress = c
+			m.Files = []dkms.Module{testModule("acpi_call.ko", string(data))}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := m.Write(io.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -24,7 +24,8 @@ type DKMS struct {
 	// each package. Where it has a dkms.conf at the top, that one is kept.
 	Source iter.Seq2[dkms.File, error]
 	// Prebuilt are tarballs in the layout dkms.BinariesOnly: the others would
-	// replace the source.
+	// replace the source. They need no headers on the target, and are installed
+	// whatever AUTOINSTALL says.
 	Prebuilt []Prebuilt
 }
 
