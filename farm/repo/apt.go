@@ -327,6 +327,9 @@ func (u *aptUpdate) publish(r *release) error {
 			return err
 		}
 	}
+	if err := u.t.flush(); err != nil {
+		return err
+	}
 	u.now = r
 	return u.publishRelease(text, r.date)
 }

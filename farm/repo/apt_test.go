@@ -612,3 +612,22 @@ func FuzzRelease(f *testing.F) {
 		}
 	})
 }
+
+// Packages that fit every machine, such as DKMS sources, need no other architecture.
+func TestRealAptWithPackagesForAllOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "r")
+	a := testAPT(dir)
+	a.Signer = edKey(t)
+	update(t, a, makeDeb(t, "foo", "1", "all"))
+	c := newClient(t, "file://"+dir, "stable", signedBy(publicKey(t, a.Signer)))
+	c.must(t, "update")
+	if got := c.versions(t, "foo"); got != "1" {
+		t.Errorf("apt sees versions %q", got)
+	}
+	a.Architectures = []string{"amd64", "arm64"}
+	update(t, a, makeDeb(t, "foo", "2", "all"))
+	c.must(t, "update")
+	if got := c.versions(t, "foo"); got != "2" {
+		t.Errorf("apt sees versions %q", got)
+	}
+}

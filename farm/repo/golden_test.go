@@ -3,7 +3,9 @@ package repo
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -22,7 +24,7 @@ import (
 // harms nobody; but it has to be meant.
 var golden = map[string]string{
 	"apt": "7fe6072c6b3ea441353bdbc68855b67f635ba32e2614c47425971d0598093018",
-	"yum": "d4964d6988a36c380d5df5d579f94195028703248424c33918418d0cb3f877a9",
+	"yum": "dae61e2a9782f39522c3ba6a3d17de2af5c4c0a6a51c433d64fa81dc8205b04d",
 }
 
 func TestGolden(t *testing.T) {
@@ -53,7 +55,7 @@ func fixedKey(t *testing.T) *sign.Key {
 }
 
 // plainDeb makes a package without any tool, whose bytes stay the same.
-func plainDeb(t *testing.T, name, version, arch string) string {
+func plainDeb(t testing.TB, name, version, arch string) string {
 	t.Helper()
 	var control bytes.Buffer
 	w := tar.NewWriter(&control)
@@ -80,6 +82,8 @@ func plainDeb(t *testing.T, name, version, arch string) string {
 	return write(t, filepath.Join(t.TempDir(), "x.deb"), b.String())
 }
 
+const plainPayload = "payload"
+
 // plainRPM makes a package without any tool, whose bytes stay the same.
 func plainRPM(t testing.TB, name, version string) string {
 	t.Helper()
@@ -93,7 +97,9 @@ func plainRPM(t testing.TB, name, version string) string {
 		}
 		return tagData{headerEntry{tag: tag, kind: typeInt32, count: uint32(len(values))}, data}
 	}
-	main := plainHeader(
+	payload := sha256.Sum256([]byte(plainPayload))
+	main := newHeader(63, []tagData{ // RPMTAG_HEADERIMMUTABLE
+
 		num(tagBuildTime, uint32(epoch.Unix())), num(tagSize, 7), num(tagProvideFlags, 8), num(tagDirIndexes, 0), num(tagFileFlags, 0),
 		num(tagFileModes, 0o100644), num(tagChangelogTime, 5),
 		str(tagName, typeString, name), str(tagVersion, typeString, version), str(tagRelease, typeString, "1"), str(tagArch, typeString, "x86_64"),
@@ -101,29 +107,12 @@ func plainRPM(t testing.TB, name, version string) string {
 		str(tagProvideName, typeStringArray, name), str(tagProvideVersion, typeStringArray, version+"-1"),
 		str(tagBaseNames, typeStringArray, "x.ko"), str(tagDirNames, typeStringArray, "/lib/modules/"),
 		str(tagChangelogName, typeStringArray, "A B"), str(tagChangelogText, typeStringArray, "- first"),
-		str(tagPayloadDigest, typeStringArray, strings.Repeat("0", 64)),
-	)
-	sig := plainHeader(num(sigPayloadSize, 10))
+		str(tagPayloadDigest, typeStringArray, hex.EncodeToString(payload[:])), num(5093, 8), str(1124, typeString, "cpio"), str(1125, typeString, "gzip"),
+	})
+	sum := sha256.Sum256(main)
+	sig := newHeader(sigRegion, []tagData{num(sigPayloadSize, 10), str(273, typeString, hex.EncodeToString(sum[:]))})
 	sig = append(sig, make([]byte, padded(int64(len(sig)))-int64(len(sig)))...)
-	lead := append([]byte(leadMagic), make([]byte, leadSize-4)...)
-	return write(t, filepath.Join(t.TempDir(), "x.rpm"), string(slices.Concat(lead, sig, main, []byte("payload"))))
-}
-
-// tagData is a tag of a header with its data.
-type tagData struct {
-	headerEntry
-	data []byte
-}
-
-func plainHeader(tags ...tagData) []byte {
-	var index, data bytes.Buffer
-	for _, tag := range tags {
-		align(&data, tag.kind)
-		tag.offset = uint32(data.Len())
-		index.Write(tag.bytes())
-		data.Write(tag.data)
-	}
-	raw := binary.BigEndian.AppendUint32([]byte(introMagic), uint32(len(tags)))
-	raw = binary.BigEndian.AppendUint32(raw, uint32(data.Len()))
-	return slices.Concat(raw, index.Bytes(), data.Bytes())
+	lead := append([]byte(leadMagic+"\x03"), make([]byte, leadSize-5)...)
+	lead[79] = 5 // a signature header follows
+	return write(t, filepath.Join(t.TempDir(), "x.rpm"), string(slices.Concat(lead, sig, main, []byte(plainPayload))))
 }

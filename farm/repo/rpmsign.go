@@ -68,11 +68,7 @@ var replaced = []uint32{sigRegion, sigDSA, sigRSA, sigOpenPGP, sigPGP, sigPGP5, 
 
 // withSignature makes a signature header with a signature; its tags are in order.
 func (h *header) withSignature(tag uint32, signature []byte) (*header, error) {
-	type item struct {
-		headerEntry
-		data []byte
-	}
-	items := []item{{headerEntry{tag: tag, kind: typeBin, count: uint32(len(signature))}, signature}}
+	tags := []tagData{{headerEntry{tag: tag, kind: typeBin, count: uint32(len(signature))}, signature}}
 	for _, e := range h.entries {
 		if slices.Contains(replaced, e.tag) {
 			continue
@@ -81,25 +77,34 @@ func (h *header) withSignature(tag uint32, signature []byte) (*header, error) {
 		if err != nil {
 			return nil, fmt.Errorf("signature header: %w", err)
 		}
-		items = append(items, item{e, data})
+		tags = append(tags, tagData{e, data})
 	}
-	slices.SortStableFunc(items, func(a, b item) int { return cmp.Compare(a.tag, b.tag) })
+	return readHeader(bytes.NewReader(newHeader(sigRegion, tags)), 0, maxSigHeader)
+}
+
+// tagData is a tag of a header with its data.
+type tagData struct {
+	headerEntry
+	data []byte
+}
+
+// newHeader writes a header of the tags, in order, with a region around it: its entry comes first, and
+// its data, last, points back to it.
+func newHeader(region uint32, tags []tagData) []byte {
+	slices.SortStableFunc(tags, func(a, b tagData) int { return cmp.Compare(a.tag, b.tag) })
 	var index, data bytes.Buffer
-	for _, it := range items {
-		align(&data, it.kind)
-		it.offset = uint32(data.Len())
-		index.Write(it.bytes())
-		data.Write(it.data)
+	for _, t := range tags {
+		align(&data, t.kind)
+		t.offset = uint32(data.Len())
+		index.Write(t.bytes())
+		data.Write(t.data)
 	}
-	// The region covers the whole header: its entry comes first, and its data, last, points back to it.
-	region := headerEntry{sigRegion, typeBin, uint32(data.Len()), entrySize}
-	back := headerEntry{sigRegion, typeBin, uint32(-(entrySize * int32(len(items)+1))), entrySize}
+	first := headerEntry{region, typeBin, uint32(data.Len()), entrySize}
+	back := headerEntry{region, typeBin, uint32(-(entrySize * int32(len(tags)+1))), entrySize}
 	data.Write(back.bytes())
-	raw := []byte(introMagic)
-	raw = binary.BigEndian.AppendUint32(raw, uint32(len(items)+1))
+	raw := binary.BigEndian.AppendUint32([]byte(introMagic), uint32(len(tags)+1))
 	raw = binary.BigEndian.AppendUint32(raw, uint32(data.Len()))
-	raw = slices.Concat(raw, region.bytes(), index.Bytes(), data.Bytes())
-	return readHeader(bytes.NewReader(raw), 0, maxSigHeader)
+	return slices.Concat(raw, first.bytes(), index.Bytes(), data.Bytes())
 }
 
 func (e headerEntry) bytes() []byte {

@@ -12,6 +12,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,10 @@ type tree struct {
 	lock *os.File
 	temp atomic.Int64
 	step func(op, name string) error // before each change; tests stop it there
+
+	mu       sync.Mutex
+	unsynced []string // files that the disk may not have yet
+	durable  bool     // from now on a file is on the disk before it has its name
 }
 
 // openTree makes the folder where needed, locks it against other updates, and removes what a killed
@@ -137,6 +142,31 @@ func (t *tree) put(name string, want digest, write func(io.Writer) error) error 
 	if err != nil {
 		return errors.Join(fmt.Errorf("writing %s: %w", name, err), t.discard(temp))
 	}
+	t.written(name)
+	return nil
+}
+
+func (t *tree) written(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.durable {
+		t.unsynced = append(t.unsynced, name)
+	}
+}
+
+// flush puts on the disk what has been written, before an index names it. Many files at once take one
+// commit of a journal, file by file one each. What is written from then on is synced at once.
+func (t *tree) flush() error {
+	for _, name := range t.unsynced {
+		f, err := t.root.Open(name)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("syncing %s: %w", name, err)
+		}
+	}
+	t.unsynced, t.durable = nil, true
 	return nil
 }
 
@@ -162,6 +192,9 @@ func (t *tree) fill(f *os.File, name string, want digest, write func(io.Writer) 
 	}
 	if err := t.age(f, name); err != nil {
 		return err
+	}
+	if !t.durable {
+		return nil
 	}
 	return f.Sync()
 }

@@ -239,6 +239,9 @@ func (u *yumUpdate) publish(md *repomd) error {
 			return err
 		}
 	}
+	if err := u.t.flush(); err != nil {
+		return err
+	}
 	err = u.t.exchange(staged, repodata)
 	if errors.Is(err, errNoExchange) {
 		err = u.replace(files)
