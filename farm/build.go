@@ -216,7 +216,7 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 		rec.Message += "; " + diskFull(limits)
 	}
 	if rec.Outcome != Built {
-		out.Modules, out.Symvers = nil, nil
+		out = worker.Output{}
 	}
 	if rec.Outcome == Failed {
 		if rec.FirstError, err = (records{b.Store}).firstError(rec.Log); err != nil {
@@ -275,6 +275,24 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output) error {
 		blob := blobOf(d)
 		rec.Symvers = &blob
 	}
+	return b.storeInstalled(rec, out.Installed)
+}
+
+// storeInstalled stores user-space files as one blob.
+func (b *Builder) storeInstalled(rec *Record, files []worker.Installed) error {
+	if len(files) == 0 {
+		return nil
+	}
+	data, err := packInstalled(files)
+	if err != nil {
+		return err
+	}
+	d, err := b.Store.Put(data, filesType)
+	if err != nil {
+		return err
+	}
+	blob := blobOf(d)
+	rec.Installed = &blob
 	return nil
 }
 

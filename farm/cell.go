@@ -50,7 +50,15 @@ func (c *Cell) Name() string {
 // build says what the recipe shall do.
 func (c *Cell) build(jobs int) worker.Build {
 	return worker.Build{Module: c.Module.Name, Version: c.Module.Version, Kernel: c.Kernel.Release,
-		Arch: c.Kernel.Arch, Jobs: jobs, MakeArgs: c.Module.MakeArgs}
+		Arch: c.Kernel.Arch, Jobs: jobs, Install: c.install(), MakeArgs: c.Module.MakeArgs}
+}
+
+// install is the command that installs user-space files, or "".
+func (c *Cell) install() string {
+	if c.Module.Userspace == nil {
+		return ""
+	}
+	return c.Module.Userspace.Install
 }
 
 // keyFormat numbers the encoding of a key.
@@ -75,6 +83,7 @@ func (c *Cell) key(packages string) string {
 		part(fmt.Sprintf("%q", c.Inputs.Custom.Digests))
 	}
 	part(fmt.Sprintf("%q", c.Module.MakeArgs))
+	part(c.install())
 	return hex.EncodeToString(h.Sum(nil))
 }
 

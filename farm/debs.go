@@ -35,6 +35,11 @@ func (d *debs) packages(results []*Result) ([]Package, error) {
 				add(d.modulesPackage(r))
 			}
 		}
+		for _, r := range withInstalled(group) {
+			if wants(d.out.Packages, matrix.ModulesPackage) {
+				add(d.toolsPackage(r))
+			}
+		}
 		for _, r := range newest(group) {
 			if wants(d.out.Packages, matrix.MetaPackage) && r.Cell.Kernel.Flavor != "" {
 				add(d.metaPackage(r))

@@ -28,6 +28,7 @@ const (
 	recordType  types.MediaType = "application/vnd.kofarm.result.v1+json"
 	moduleType  types.MediaType = "application/vnd.kofarm.module.v1"
 	symversType types.MediaType = "application/vnd.kofarm.symvers.v1"
+	filesType   types.MediaType = "application/vnd.kofarm.files.v1.tar"
 	logType     types.MediaType = "application/vnd.kofarm.log.v1+gzip"
 )
 
@@ -57,7 +58,8 @@ type Record struct {
 	MemoryPeak int64    `json:"memoryPeak,omitzero"` // bytes, 0 if unknown
 	Modules    []Module `json:"modules,omitzero"`
 	Symvers    *Blob    `json:"symvers,omitzero"`
-	Log        Blob     `json:"log"` // gzip
+	Installed  *Blob    `json:"installed,omitzero"` // a tar of user-space files
+	Log        Blob     `json:"log"`                // gzip
 	Check      Checked  `json:"check"`
 }
 
@@ -162,6 +164,9 @@ func (rec *Record) layers() []v1.Descriptor {
 	}
 	if rec.Symvers != nil {
 		ls = append(ls, layer(*rec.Symvers, symversType, "Module.symvers"))
+	}
+	if rec.Installed != nil {
+		ls = append(ls, layer(*rec.Installed, filesType, "files.tar"))
 	}
 	return append(ls, layer(rec.Log, logType, "make.log.gz"))
 }

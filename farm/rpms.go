@@ -37,6 +37,11 @@ func (p *rpms) packages(results []*Result) ([]Package, error) {
 				add(p.modulesPackage(r))
 			}
 		}
+		for _, r := range withInstalled(group) {
+			if wants(p.out.Packages, matrix.ModulesPackage) {
+				add(p.toolsPackage(r))
+			}
+		}
 		for _, r := range newest(group) {
 			if wants(p.out.Packages, matrix.MetaPackage) && p.out.Style == matrix.Kmod {
 				add(p.metaPackage(r))

@@ -34,8 +34,18 @@ type ModuleVersion struct {
 	BuildPackages []string      // packages that the build needs beside the toolchain; the module's, then the version's
 	MakeArgs      []string      // appended to the make command; the module's, then the version's
 	Timeout       time.Duration // of one cell; default Limits.Timeout
+	Userspace     *Userspace    // what its build makes for user space; nil: nothing
 	License       string        // an SPDX expression for packages; "": what the modules say
 	Pos           Pos
+}
+
+// Userspace says which user-space files a module's build makes. They go into a
+// package of their own.
+type Userspace struct {
+	// Install is a shell command that installs them below $DESTDIR. It runs in
+	// the build directory after the modules are built.
+	Install    string
+	DebDepends []string // what the Debian package depends on
 }
 
 // Source is where a module version comes from: exactly one of Deb, Tarball, Dir and RPM is set.

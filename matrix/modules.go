@@ -16,6 +16,7 @@ type moduleEntry struct {
 	makeArgs      []string
 	timeout       time.Duration
 	license       string
+	userspace     *Userspace
 	pos           Pos
 }
 
@@ -71,8 +72,21 @@ func (d *decoder) moduleFields(m *moduleEntry) fields {
 		"build-packages": func(n *yaml.Node) { m.packages = texts(d.words(n, "build-packages", checkPackage)) },
 		"make-args":      func(n *yaml.Node) { m.makeArgs = d.strs(n, "make-args", nil) },
 		"timeout":        func(n *yaml.Node) { d.duration(n, "timeout", &m.timeout) },
+		"userspace":      func(n *yaml.Node) { m.userspace = d.userspace(n) },
 		"license":        func(n *yaml.Node) { m.license = d.str(n, "license", checkLicense).Text },
 	}
+}
+
+func (d *decoder) userspace(n *yaml.Node) *Userspace {
+	u := &Userspace{}
+	given := d.mapping(n, "userspace", fields{
+		"install":     func(n *yaml.Node) { u.Install = d.str(n, "install", nil).Text },
+		"deb-depends": func(n *yaml.Node) { u.DebDepends = texts(d.words(n, "deb-depends", nil)) },
+	})
+	if given != nil {
+		d.required(n, given, "install", "a command that installs below $DESTDIR")
+	}
+	return u
 }
 
 // with returns the module's entry as one of its versions changes it: lists grow, the rest is replaced.
@@ -85,6 +99,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 		MakeArgs:      append(slices.Clip(m.makeArgs), v.makeArgs...),
 		Timeout:       m.timeout,
 		License:       m.license,
+		Userspace:     m.userspace,
 		Pos:           v.pos,
 	}
 	if v.version != "" {
@@ -98,6 +113,9 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 	}
 	if v.license != "" {
 		out.License = v.license
+	}
+	if v.userspace != nil {
+		out.Userspace = v.userspace
 	}
 	return out
 }

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,12 +30,13 @@ type Build struct {
 	Kernel          string // kernel release
 	Arch            string // DKMS's name: x86_64, aarch64
 	Jobs            int    // make -j
+	Install         string // command that installs user-space files below $DESTDIR; "": none
 	MakeArgs        []string
 }
 
 // Command gives the command line of the recipe.
 func (b Build) Command() []string {
-	args := []string{"/bin/bash", RecipePath, b.Module, b.Version, b.Kernel, b.Arch, strconv.Itoa(max(b.Jobs, 1))}
+	args := []string{"/bin/bash", RecipePath, b.Module, b.Version, b.Kernel, b.Arch, strconv.Itoa(max(b.Jobs, 1)), b.Install}
 	return append(args, b.MakeArgs...)
 }
 
@@ -57,7 +60,7 @@ type Report struct {
 	Version int    `json:"version"` // 1
 	Outcome string `json:"outcome"` // Built, Excluded or Failed
 	// Phase is where a build failed: conf, exclusion, headers, toolchain,
-	// depends, copy, patch, pre_build, make, modules, strip or post_build.
+	// depends, copy, patch, pre_build, make, modules, strip, post_build or install.
 	Phase string `json:"phase"`
 	// DKMSExit is the exit status that `dkms build` gives for this fault.
 	DKMSExit int            `json:"dkmsExit"`
@@ -77,6 +80,16 @@ type Output struct {
 	Report  Report
 	Modules []File // in the report's order
 	Symvers []byte // Module.symvers, nil if there was none
+	// Installed are the user-space files, sorted by name.
+	Installed []Installed
+}
+
+// Installed is a file, folder or symbolic link for user space.
+type Installed struct {
+	Name string      // clean, relative to the target's root
+	Mode fs.FileMode // its type, and whether a file is executable
+	Link string      // of a symbolic link
+	Data []byte
 }
 
 // File is one module of an output.
@@ -89,7 +102,11 @@ type File struct {
 const (
 	maxReport      = 4 << 20
 	maxOutputFiles = 4096 + 2
+	maxInstalled   = 100_000
 )
+
+// installedPrefix is where the output has user-space files.
+const installedPrefix = "files"
 
 // ReadOutput reads the tar that the recipe has written. It takes nothing on
 // trust: the entries must be regular files with the names that the report
@@ -106,11 +123,56 @@ func ReadOutput(r io.Reader) (Output, error) {
 		if err != nil {
 			return out, fmt.Errorf("reading the build's output: %w", err)
 		}
-		if err := readEntry(files, h, tr); err != nil {
+		if inside(h.Name) {
+			err = out.install(h, tr)
+		} else {
+			err = readEntry(files, h, tr)
+		}
+		if err != nil {
 			return out, fmt.Errorf("the build's output: %q: %w", h.Name, err)
 		}
 	}
-	return assemble(files)
+	return assemble(files, out)
+}
+
+func inside(name string) bool {
+	return name == installedPrefix || strings.HasPrefix(name, installedPrefix+"/")
+}
+
+// install takes a user-space file. Owners, times, and all of the mode but
+// whether a file is executable are dropped.
+func (o *Output) install(h *tar.Header, r io.Reader) error {
+	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, installedPrefix), "/")
+	f := Installed{Name: strings.TrimPrefix(name, "/")}
+	if f.Name == "" {
+		return nil
+	}
+	switch {
+	case len(o.Installed) >= maxInstalled:
+		return fmt.Errorf("more than %d files to install", maxInstalled)
+	case !fs.ValidPath(f.Name) || strings.ContainsAny(f.Name, "\n\x00\\"):
+		return errors.New("not a plain path")
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		f.Mode = fs.ModeDir | 0o755
+	case tar.TypeSymlink:
+		f.Mode, f.Link = fs.ModeSymlink|0o777, h.Linkname
+	case tar.TypeReg:
+		f.Mode = 0o644
+		if h.Mode&0o111 != 0 {
+			f.Mode = 0o755
+		}
+		var data bytes.Buffer
+		if _, err := io.Copy(&data, r); err != nil {
+			return err
+		}
+		f.Data = data.Bytes()
+	default:
+		return fmt.Errorf("neither a file, a folder nor a symbolic link (tar type %q)", h.Typeflag)
+	}
+	o.Installed = append(o.Installed, f)
+	return nil
 }
 
 func readEntry(files map[string][]byte, h *tar.Header, r io.Reader) error {
@@ -132,8 +194,13 @@ func readEntry(files map[string][]byte, h *tar.Header, r io.Reader) error {
 	return nil
 }
 
-func assemble(files map[string][]byte) (Output, error) {
-	var out Output
+func assemble(files map[string][]byte, out Output) (Output, error) {
+	slices.SortFunc(out.Installed, func(a, b Installed) int { return strings.Compare(a.Name, b.Name) })
+	for i := range out.Installed[min(1, len(out.Installed)):] {
+		if out.Installed[i].Name == out.Installed[i+1].Name {
+			return out, fmt.Errorf("the build's output installs %q twice", out.Installed[i].Name)
+		}
+	}
 	report, ok := files["result.json"]
 	if !ok {
 		return out, errors.New("the build's output has no result.json")

@@ -2,21 +2,26 @@
 # The build that runs inside the container: what `dkms build` does, at DKMS's
 # own paths, with the semantics of DKMS 3.4.
 #
-#   build MODULE VERSION KERNEL ARCH JOBS [MAKE-ARGUMENT...]
+#   build MODULE VERSION KERNEL ARCH JOBS INSTALL [MAKE-ARGUMENT...]
 #
-# Standard error is the log. Standard output is one tar: result.json, and for a
-# built module module/*.ko and, where the build made one, Module.symvers.
+# INSTALL, unless it is empty, is a command that installs user-space files below
+# $DESTDIR. Standard error is the log. Standard output is one tar: result.json,
+# and for a built module module/*.ko, Module.symvers where the build made one,
+# and files/ with what INSTALL has installed.
 #
 # Where DKMS 3.0 differs from what is done here:
 #   BUILD_EXCLUSIVE_KERNEL_MIN, _MAX   3.0 ignores them
 #   BUILD_EXCLUSIVE_CONFIG             3.0 reads .config, 3.4 include/config/auto.conf
 #   CC, KERNEL_CC                      3.0 leaves them unset
+# Where a kernel's own Makefiles do not choose the compiler that its
+# configuration names (Debian's do, in .kernelvariables), this recipe does, and
+# DKMS takes whatever gcc is.
 #   a failing PRE_BUILD or POST_BUILD  3.0 goes on
 #   Module.symvers                     3.0 does not keep it
 exec 3>&1 1>&2
 
-module=$1 module_version=$2 kernelver=$3 arch=$4 jobs=$5
-shift 5
+module=$1 module_version=$2 kernelver=$3 arch=$4 jobs=$5 install=$6
+shift 6
 make_args=("$@")
 
 # These names, and the first four above, are what a dkms.conf may use.
@@ -50,7 +55,7 @@ json() {
 
 # finish OUTCOME PHASE DKMS-EXIT MESSAGE writes the output and ends the build.
 # Files named in the array outputs, below $base_dir, go along.
-outputs=()
+outputs=() files=
 finish() {
 	local i
 	{
@@ -63,10 +68,10 @@ finish() {
 		done
 		printf ']}\n'
 	} > "$work/result.json"
-	[[ $1 = built ]] || outputs=()
+	[[ $1 = built ]] || outputs=() files=
 	[[ $1 = built ]] || echo "kofarm: $1: $2: $4"
-	tar --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --no-recursion -cf - \
-		-C "$work" result.json ${outputs[0]+-C "$base_dir"} "${outputs[@]}" >&3
+	tar --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --hard-dereference --no-recursion -cf - \
+		-C "$work" result.json ${outputs[0]+-C "$base_dir"} "${outputs[@]}" ${files:+--recursion -C "$work" files} >&3
 	exit
 }
 fail() { finish failed "$@"; }
@@ -173,7 +178,7 @@ check_exclusions() {
 # choose_compiler sets CC as the kernel's configuration names it, and refuses a
 # compiler of another major version than the kernel was built with.
 choose_compiler() {
-	local text have
+	local text text_major major
 	unset CC CXX CFLAGS CXXFLAGS LDFLAGS
 	[[ -e $kernel_source_dir/include ]] || fail headers 21 "no kernel headers at $kernel_source_dir"
 	[[ -e $kernel_config ]] || return 0
@@ -185,13 +190,17 @@ choose_compiler() {
 	if grep -q '^CONFIG_LD_IS_LLD=y' "$kernel_config" && command -v ld.lld > /dev/null; then
 		export LD=ld.lld KERNEL_LD=ld.lld
 	fi
+	if [[ ! -e $kernel_source_dir/.kernelvariables && ${CC:-gcc} != gcc && ${CC:-} != clang ]]; then
+		export MAKEFLAGS="-- CC=$CC"
+	fi
 	compiler=$("${CC:-gcc}" --version 2> /dev/null | head -n 1)
-	have=${compiler##* }
 	[[ $compiler ]] || fail toolchain 10 "the kernel was built by \"$text\"; the image has no such compiler"
 	[[ $compiler = "$text" ]] || echo "kofarm: the kernel was built by \"$text\", the module is by \"$compiler\""
-	[[ $text =~ \ ([0-9]+)\.[0-9.]+ && $have =~ ^([0-9]+)\. ]] || return 0
-	[[ $text =~ \ ${have%%.*}\. ]] ||
+	major='[)n] ([0-9]+)\.' # gcc-12 (Debian 12.2.0-14) 12.2.0; clang version 19.1.7
+	[[ $text =~ $major ]] && text_major=${BASH_REMATCH[1]} || return 0
+	[[ $compiler =~ $major && ${BASH_REMATCH[1]} != "$text_major" ]] &&
 		fail toolchain 10 "the kernel was built by \"$text\", the image has \"$compiler\""
+	return 0
 }
 
 # make_command prints the MAKE that fits this kernel.
@@ -252,6 +261,20 @@ collect() {
 	done
 }
 
+# install_files runs the farm file's command for user-space files.
+install_files() {
+	local status
+	[[ $install ]] || return 0
+	cd "$build_dir" && mkdir "$work/files" || fail install 15 "there is no room for user-space files"
+	echo "# phase: install"
+	echo "# command: $install"
+	(export DESTDIR=$work/files; eval "$install") 3>&- 0< /dev/null
+	status=$?
+	((status == 0)) || fail install "$status" "the install command ended with status $status"
+	[[ $(ls -A "$work/files") ]] || fail install 1 "the install command has put nothing below \$DESTDIR"
+	files=yes
+}
+
 mkdir -p "$work" "$build_dir" && rmdir "$build_dir" || exit 1
 cd "$dkms_tree/$module/$module_version" || exit 1
 ln -s "$source_dir" source || exit 1
@@ -281,4 +304,5 @@ for ((i = 0; i < num_modules; i++)); do
 	outputs+=("module/${dest_name[i]}.ko")
 done
 [[ ! -f $base_dir/module/Module.symvers ]] || outputs+=("module/Module.symvers")
+install_files
 finish built "" 0 ""

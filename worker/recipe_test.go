@@ -3,6 +3,7 @@ package worker
 import (
 	"archive/tar"
 	"bytes"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -66,6 +67,12 @@ func TestReadOutput(t *testing.T) {
 		{"a module twice", []entry{report(Built, "a"), ko, ko}, "is there twice"},
 		{"a name twice", []entry{report(Built, "a", "a"), ko}, "is there twice"},
 		{"a name that leaves", []entry{report(Built, "../a"), {"module/../a.ko", tar.TypeReg, ""}}, "is no module name"},
+		{"installed files", []entry{report(Built, "a"), ko, {"files/", tar.TypeDir, ""}, {"files/usr/", tar.TypeDir, ""},
+			{"files/usr/tool", tar.TypeReg, "x"}, {"files/usr/link", tar.TypeSymlink, "tool"}}, ""},
+		{"an installed device", []entry{report(Built, "a"), ko, {"files/null", tar.TypeChar, ""}}, "neither a file"},
+		{"an installed hard link", []entry{report(Built, "a"), ko, {"files/x", tar.TypeLink, "module/a.ko"}}, "neither a file"},
+		{"an installed path that leaves", []entry{report(Built, "a"), ko, {"files/../x", tar.TypeReg, ""}}, "not a plain path"},
+		{"an installed file twice", []entry{report(Built, "a"), ko, {"files/x", tar.TypeReg, ""}, {"files/x", tar.TypeReg, ""}}, `installs "x" twice`},
 		{"another version", []entry{{"result.json", tar.TypeReg, `{"version":2,"outcome":"built"}`}}, "version 2 is not known"},
 		{"another outcome", []entry{report("fine")}, `outcome "fine" is not known`},
 		{"garbage", []entry{{"result.json", tar.TypeReg, "{"}}, "unexpected end of JSON"},
@@ -99,6 +106,11 @@ func FuzzReadOutput(f *testing.F) {
 		}
 		if out.Report.Outcome == Built && len(out.Modules) != len(out.Report.Modules) {
 			t.Errorf("%d modules of %d", len(out.Modules), len(out.Report.Modules))
+		}
+		for _, f := range out.Installed {
+			if !filepath.IsLocal(f.Name) || f.Mode.Perm()&^0o777 != 0 {
+				t.Errorf("installed file %q, %v", f.Name, f.Mode)
+			}
 		}
 		for _, m := range out.Modules {
 			if strings.ContainsAny(m.Name, "/\n\x00") || strings.HasPrefix(m.Name, ".") {

@@ -87,7 +87,10 @@ func (i Info) kernelPackage(k Kernel) (*rpmfile.Package, error) {
 	default:
 		err = fmt.Errorf("style %q, known are %v", i.Style, Styles())
 	}
-	return p, errors.Join(err, rpmfile.CheckName(p.Name), rpmfile.CheckVersion(p.Version), rpmfile.CheckVersion(p.Release))
+	if err != nil {
+		return nil, err
+	}
+	return p, errors.Join(rpmfile.CheckName(p.Name), rpmfile.CheckVersion(p.Version), rpmfile.CheckVersion(p.Release))
 }
 
 // is is a dependency on exactly that version.
