@@ -108,10 +108,12 @@ type YUMRepository struct {
 // Signing names the OpenPGP key that signs repositories and RPMs: exactly one
 // of Key and KeyEnv is set.
 type Signing struct {
-	Key           string // a file
-	KeyEnv        string // an environment variable that holds the key
-	PassphraseEnv string // an environment variable that holds the passphrase; "": the key has none
-	Pos           Pos
+	Key    string // a file
+	KeyEnv string // an environment variable that holds the key
+	// The passphrase, where the key has one, is in an environment variable or
+	// the first line of a file (/dev/fd/3 for an open one).
+	PassphraseEnv, PassphraseFile string
+	Pos                           Pos
 }
 
 const defaultMaintainer = "kofarm <kofarm@localhost>"
@@ -233,10 +235,14 @@ func (d *decoder) yumRepository(n *yaml.Node) *YUMRepository {
 func (d *decoder) sign(n *yaml.Node) *Signing {
 	s := &Signing{Pos: posOf(n)}
 	given := d.mapping(n, "sign", fields{
-		"key":            func(n *yaml.Node) { s.Key = d.str(n, "key", checkPath).Text },
-		"key-env":        func(n *yaml.Node) { s.KeyEnv = d.str(n, "key-env", checkVariable).Text },
-		"passphrase-env": func(n *yaml.Node) { s.PassphraseEnv = d.str(n, "passphrase-env", checkVariable).Text },
+		"key":             func(n *yaml.Node) { s.Key = d.str(n, "key", checkPath).Text },
+		"key-env":         func(n *yaml.Node) { s.KeyEnv = d.str(n, "key-env", checkVariable).Text },
+		"passphrase-env":  func(n *yaml.Node) { s.PassphraseEnv = d.str(n, "passphrase-env", checkVariable).Text },
+		"passphrase-file": func(n *yaml.Node) { s.PassphraseFile = d.str(n, "passphrase-file", checkPath).Text },
 	})
+	if given != nil && given["passphrase-env"] != nil && given["passphrase-file"] != nil {
+		d.fail(s.Pos, "", "sign: both passphrase-env and passphrase-file", "give one of them")
+	}
 	if given != nil && (given["key"] == nil) == (given["key-env"] == nil) {
 		d.fail(s.Pos, "", "sign: want exactly one of key and key-env", "key names a file, key-env an environment variable")
 	}

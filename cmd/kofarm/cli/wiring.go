@@ -81,10 +81,15 @@ func (s *session) output(flag string) string {
 	if flag != "" {
 		return flag
 	}
-	if filepath.IsAbs(s.farm.Output.Directory) {
-		return s.farm.Output.Directory
+	return s.path(s.farm.Output.Directory)
+}
+
+// path resolves a path of the farm file.
+func (s *session) path(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
 	}
-	return filepath.Join(s.dir, s.farm.Output.Directory)
+	return filepath.Join(s.dir, p)
 }
 
 // collector makes what writes the output, and finds out whether it can: the
@@ -96,11 +101,11 @@ func (s *session) collector(output string) (*farm.Collector, error) {
 	}
 	c := &farm.Collector{Store: s.store, Dir: s.output(output), Output: s.farm.Output, Epoch: epoch, Kernels: s.images}
 	if o := s.farm.Output.Sign; o != nil {
-		key := o.Key
-		if key != "" && !filepath.IsAbs(key) {
-			key = filepath.Join(s.dir, key)
+		c.Signer, err = sign.Load(sign.Source{File: s.path(o.Key), Env: o.KeyEnv,
+			PassphraseEnv: o.PassphraseEnv, PassphraseFile: s.path(o.PassphraseFile)})
+		if err == nil && !c.Signer.Expires().IsZero() && c.Signer.Expires().Before(time.Now()) {
+			err = fmt.Errorf("the signing %s has expired on %s", c.Signer, c.Signer.Expires().UTC().Format(time.DateOnly))
 		}
-		c.Signer, err = sign.Load(sign.Source{File: key, Env: o.KeyEnv, PassphraseEnv: o.PassphraseEnv})
 		if err != nil {
 			return nil, &matrix.Error{File: s.farm.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
 		}
