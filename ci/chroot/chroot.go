@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,7 +62,9 @@ func (s Spec) Make(t testing.TB) string {
 	sum := sha256.Sum256([]byte(s.sources() + strings.Join(s.command(""), "\n")))
 	name := s.Suite + "-" + hex.EncodeToString(sum[:6])
 	return Keep(t, filepath.Join(rig.Cache(t, "chroots"), name), func(dir string) {
-		cmd := exec.CommandContext(t.Context(), "mmdebstrap", s.command(dir)...)
+		cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"--mount", "--propagation", "private", "--pid", "--fork",
+			"--kill-child", "--mount-proc", "mmdebstrap"}, s.command(dir)...)...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		cmd.Stdin = strings.NewReader(s.sources())
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("mmdebstrap %s: %v\n%s", s.Suite, err, out)
@@ -188,6 +191,19 @@ func (r *Root) Shell(t testing.TB, script string, args ...string) string {
 		t.Fatalf("exit status %d of %s\n%s", res.Code, script, res.Output)
 	}
 	return res.Output
+}
+
+// Online gives the chroot the name servers of the outside, and apt its lists.
+func (r *Root) Online(t testing.TB) {
+	t.Helper()
+	resolv, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Shell(t, `rm -f /etc/resolv.conf
+printf %s "$1" > /etc/resolv.conf
+echo 'Acquire::Languages "none"; APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/01test
+apt-get -q update`, string(resolv))
 }
 
 // Overlay puts folders of the outside, the topmost first, over a folder of the

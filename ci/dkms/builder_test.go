@@ -44,8 +44,6 @@ type builder struct {
 // build it at once.
 const install = `
 mkdir /tmp/headers /tmp/sources
-echo 'Acquire::Languages "none"; APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/01test
-apt-get -q update
 apt-get -q -y --fix-broken install
 while [ "$1" != -- ]; do (cd /tmp/headers; apt-get -q download "$1"); shift; done
 shift
@@ -68,7 +66,7 @@ rm -rf /var/lib/apt/lists/*
 // sources from the packages.
 func newBuilder(t *testing.T, suite string, r *farm.Report, sources []string) *builder {
 	t.Helper()
-	base := chroot.Spec{Suite: suite, Include: minimal(suite), Unpacked: []string{"dkms"}}.Make(t)
+	base := target(suite).Make(t)
 	headers := headerPackages(r)
 	h := sha256.New()
 	enc := json.NewEncoder(h)
@@ -113,12 +111,9 @@ func fill(t *testing.T, dir, base string, args []string) {
 	if out, err := exec.CommandContext(t.Context(), "cp", "-a", base, root).CombinedOutput(); err != nil {
 		t.Fatalf("copying %s: %v\n%s", base, err, out)
 	}
-	resolv, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rig.Write(t, root, "etc/resolv.conf", string(resolv))
-	chroot.OpenDir(t, root).Shell(t, install, args...)
+	r := chroot.OpenDir(t, root)
+	r.Online(t)
+	r.Shell(t, install, args...)
 }
 
 // headerPackages are the header packages of a report's kernels.

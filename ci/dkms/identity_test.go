@@ -19,15 +19,6 @@ import (
 // theEight are the modules that the byte identity is shown with.
 var theEight = []string{"acpi-call", "bbswitch", "v4l2loopback", "digimend", "dm-writeboost", "iptables-netflow", "gost-crypto", "ddcci"}
 
-// minimal are the packages of a chroot that dkms runs in, without a compiler.
-// Up to bookworm dkms depends on lsb-release before it is unpacked.
-func minimal(suite string) []string {
-	if suite == "bullseye" || suite == "bookworm" {
-		return []string{"kmod", "xz-utils", "zstd", "lsb-release"}
-	}
-	return []string{"kmod", "xz-utils", "zstd"}
-}
-
 // TestByteIdentity builds the same cells with kofarm and with dkms. From 6.12 on
 // .BTF differs from run to run, unless KBUILD_BUILD_TIMESTAMP is set: kofarm
 // sets it to @0, so dkms gets it there.
@@ -66,12 +57,14 @@ archives:
 	} {
 		t.Run(tt.suite, func(t *testing.T) {
 			var sources []string
-			file := "modules:\n"
+			var file strings.Builder
+			fmt.Fprintln(&file, "modules:")
 			for _, m := range tt.modules {
 				sources = append(sources, m+"-dkms")
-				file += fmt.Sprintf("  - source: {deb: %s-dkms, suite: %s}\n", m, tt.suite)
+				fmt.Fprintf(&file, "  - source: {deb: %s-dkms, suite: %s}\n", m, tt.suite)
 			}
-			r := buildFarm(t, t.TempDir(), file+"kernels:"+tt.kernels)
+			fmt.Fprintln(&file, "kernels:", tt.kernels)
+			r := buildFarm(t, t.TempDir(), file.String())
 			b := newBuilder(t, tt.suite, r, sources)
 			compare(t, r, b.builds(t, r.Cells, timestamp))
 			for prefix, want := range tt.counts {
