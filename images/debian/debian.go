@@ -173,7 +173,7 @@ var headerPackage = regexp.MustCompile(`^linux-(headers|kbuild|compiler|bpf-dev|
 // Resolve finds what a build of modules for the kernel needs: what every Debian
 // has and its dkms depends on, a C compiler with its library's headers, the
 // kernel's headers with all that they depend on, and the build packages. The
-// kernel may be "" for one whose headers come from elsewhere.
+// kernel may be nil for one whose headers come from elsewhere.
 func (s *Suite) Resolve(kernel *Kernel, toolchain, build []string) (*Closure, error) {
 	roots, err := s.toolchainRoots(toolchain)
 	if err != nil {
