@@ -13,11 +13,13 @@
 #   BUILD_EXCLUSIVE_KERNEL_MIN, _MAX   3.0 ignores them
 #   BUILD_EXCLUSIVE_CONFIG             3.0 reads .config, 3.4 include/config/auto.conf
 #   CC, KERNEL_CC                      3.0 leaves them unset
-# Where a kernel's own Makefiles do not choose the compiler that its
-# configuration names (Debian's do, in .kernelvariables), this recipe does, and
-# DKMS takes whatever gcc is.
 #   a failing PRE_BUILD or POST_BUILD  3.0 goes on
 #   Module.symvers                     3.0 does not keep it
+#   BUILD_EXCLUSIVE_*[1] and above     3.0 and 3.2 ignore them
+# Where any DKMS differs:
+#   a .ko that strip refuses           DKMS goes on
+#   the compiler                       where a kernel's own Makefiles do not choose the one that its configuration
+#                                      names (Debian's do, in .kernelvariables), DKMS takes whatever gcc is
 exec 3>&1 1>&2
 
 module=$1 module_version=$2 kernelver=$3 arch=$4 jobs=$5 install=$6
@@ -62,9 +64,9 @@ finish() {
 		printf '{"version":1,"outcome":%s,"phase":%s,"dkmsExit":%d,"message":%s,' \
 			"$(json "$1")" "$(json "$2")" "$3" "$(json "$4")"
 		printf '"compiler":%s,"modules":[' "$(json "${compiler:-}")"
-		for ((i = 0; i < ${num_modules:-0}; i++)); do
-			((i)) && printf ,
-			printf '{"name":%s,"location":%s}' "$(json "${dest_name[i]:-}")" "$(json "${DEST_MODULE_LOCATION[i]:-}")"
+		for i in "${kept[@]}"; do
+			((i == kept[0])) || printf ,
+			printf '{"name":%s,"location":%s}' "$(json "${dest_name[i]}")" "$(json "${DEST_MODULE_LOCATION[i]}")"
 		done
 		printf ']}\n'
 	} > "$work/result.json"
@@ -96,13 +98,16 @@ read_conf() {
 	[[ -r $conf ]] || fail conf 4 "there is no dkms.conf in $source_dir"
 	(
 		exec 3>&- 4> "$work/conf" 0< /dev/null
+		# shellcheck disable=SC2086 # a list of names
 		unset $directives
+		# shellcheck source=/dev/null
 		. "$conf" > /dev/null
 		CR=$'\r'
 		for d in $directives; do
 			declare -n v=$d
 			for i in "${!v[@]}"; do
-				echo "$d[$i]=\""${v[$i]%$CR}'"' >&4
+				# shellcheck disable=SC2086 # split into words, as DKMS does
+				echo "${d}[$i]=\""${v[$i]%$CR}'"' >&4
 			done
 			declare +n v
 		done
@@ -110,14 +115,16 @@ read_conf() {
 	)
 	status=$?
 	[[ -e $work/conf.complete ]] ||
-		fail conf 4 "dkms.conf ended its shell before its end was reached (status $status)"
+		fail conf 8 "dkms.conf ended its shell before its end was reached (status $status)"
+	# shellcheck disable=SC2086 # a list of names
 	unset $directives
+	# shellcheck source=/dev/null
 	. "$work/conf" 3>&-
 }
 
 # check_conf names the modules, and refuses what DKMS refuses.
 check_conf() {
-	local i n=0 s seen=' '
+	local i n=0 built=' ' dest=' '
 	[[ ${PACKAGE_NAME:-} ]] || fail conf 8 "dkms.conf sets no PACKAGE_NAME"
 	[[ ${PACKAGE_VERSION:-} ]] || fail conf 8 "dkms.conf sets no PACKAGE_VERSION"
 	[[ $PACKAGE_NAME = "$module" ]] || fail conf 8 "dkms.conf says PACKAGE_NAME=\"$PACKAGE_NAME\", the farm file $module"
@@ -145,34 +152,55 @@ check_conf() {
 		'') fail conf 8 "dkms.conf gives no DEST_MODULE_LOCATION[$i]" ;;
 		*) fail conf 8 "DEST_MODULE_LOCATION[$i] does not begin with /kernel, /updates or /extra" ;;
 		esac
-		[[ $seen != *" ${dest_name[i]} "* ]] || fail conf 8 "two modules have the DEST_MODULE_NAME ${dest_name[i]}"
-		seen+="${dest_name[i]} "
+		[[ $built != *" ${built_location[i]}${built_name[i]} "* ]] ||
+			fail conf 8 "two modules have the BUILT_MODULE_NAME ${built_location[i]}${built_name[i]}"
+		[[ $dest != *" ${dest_name[i]} "* ]] || fail conf 8 "two modules have the DEST_MODULE_NAME ${dest_name[i]}"
+		built+="${built_location[i]}${built_name[i]} " dest+="${dest_name[i]} "
 	done
 	((n)) || echo "kofarm: dkms.conf names no module"
 }
 
-# check_exclusions ends the build where a BUILD_EXCLUSIVE directive does not
-# match. As in DKMS a plain name is index 0 of its array and acts for the whole
-# package.
-check_exclusions() {
-	local excluded="" max=${BUILD_EXCLUSIVE_KERNEL_MAX:-${OBSOLETE_BY:-}} k
-	[[ ${BUILD_EXCLUSIVE_KERNEL:-} && ! $kernelver =~ $BUILD_EXCLUSIVE_KERNEL ]] &&
-		excluded="BUILD_EXCLUSIVE_KERNEL=\"$BUILD_EXCLUSIVE_KERNEL\" does not match $kernelver"
-	[[ ${BUILD_EXCLUSIVE_KERNEL_MIN:-} && $(padded "$kernelver") < $(padded "$BUILD_EXCLUSIVE_KERNEL_MIN") ]] &&
-		excluded="$kernelver is older than BUILD_EXCLUSIVE_KERNEL_MIN=\"$BUILD_EXCLUSIVE_KERNEL_MIN\""
-	[[ $max && $(padded "$kernelver") > $(padded "$max") ]] &&
-		excluded="$kernelver is newer than BUILD_EXCLUSIVE_KERNEL_MAX=\"$max\""
-	[[ ${BUILD_EXCLUSIVE_ARCH:-} && ! $arch =~ $BUILD_EXCLUSIVE_ARCH ]] &&
-		excluded="BUILD_EXCLUSIVE_ARCH=\"$BUILD_EXCLUSIVE_ARCH\" does not match $arch"
-	if [[ ${BUILD_EXCLUSIVE_CONFIG:-} && -e $kernel_config ]]; then
-		for k in $BUILD_EXCLUSIVE_CONFIG; do
+# exclusion INDEX sets why to the directive that keeps a module out, "" if none
+# does. As in DKMS 3.4 a directive's index 0, which is its plain name, acts for
+# every module, and any other for its own.
+exclusion() {
+	local i k
+	why=
+	for i in 0 "$1"; do
+		[[ ${BUILD_EXCLUSIVE_KERNEL[i]:-} && ! $kernelver =~ ${BUILD_EXCLUSIVE_KERNEL[i]} ]] &&
+			why="BUILD_EXCLUSIVE_KERNEL=\"${BUILD_EXCLUSIVE_KERNEL[i]}\" does not match $kernelver"
+		[[ ${BUILD_EXCLUSIVE_KERNEL_MIN[i]:-} && $(padded "$kernelver") < $(padded "${BUILD_EXCLUSIVE_KERNEL_MIN[i]}") ]] &&
+			why="$kernelver is older than BUILD_EXCLUSIVE_KERNEL_MIN=\"${BUILD_EXCLUSIVE_KERNEL_MIN[i]}\""
+		[[ ${BUILD_EXCLUSIVE_KERNEL_MAX[i]:-} && $(padded "$kernelver") > $(padded "${BUILD_EXCLUSIVE_KERNEL_MAX[i]}") ]] &&
+			why="$kernelver is newer than BUILD_EXCLUSIVE_KERNEL_MAX=\"${BUILD_EXCLUSIVE_KERNEL_MAX[i]}\""
+		[[ ${BUILD_EXCLUSIVE_ARCH[i]:-} && ! $arch =~ ${BUILD_EXCLUSIVE_ARCH[i]} ]] &&
+			why="BUILD_EXCLUSIVE_ARCH=\"${BUILD_EXCLUSIVE_ARCH[i]}\" does not match $arch"
+		[[ -e $kernel_config ]] || continue
+		for k in ${BUILD_EXCLUSIVE_CONFIG[i]:-}; do
 			case $k in
-			!*) grep -q "^${k#!}=[ym]" "$kernel_config" && excluded="BUILD_EXCLUSIVE_CONFIG: the kernel has ${k#!}" ;;
-			*) grep -q "^$k=[ym]" "$kernel_config" || excluded="BUILD_EXCLUSIVE_CONFIG: the kernel lacks $k" ;;
+			!*) grep -q "^${k#!}=[ym]" "$kernel_config" && why="BUILD_EXCLUSIVE_CONFIG: the kernel has ${k#!}" ;;
+			*) grep -q "^$k=[ym]" "$kernel_config" || why="BUILD_EXCLUSIVE_CONFIG: the kernel lacks $k" ;;
 			esac
 		done
-	fi
-	[[ ! $excluded ]] || finish excluded exclusion 77 "$excluded"
+	done
+}
+
+# check_exclusions fills kept with the indices of the modules that are not
+# excluded, and ends the build where there are none.
+check_exclusions() {
+	local i why
+	[[ ${BUILD_EXCLUSIVE_KERNEL_MAX[*]:-} ]] || BUILD_EXCLUSIVE_KERNEL_MAX=${OBSOLETE_BY:-}
+	for ((i = 0; i < num_modules; i++)); do
+		exclusion "$i"
+		if [[ $why ]]; then echo "kofarm: ${dest_name[i]} is excluded: $why"; else kept+=("$i"); fi
+	done
+	((${#kept[@]} || !num_modules)) || finish excluded exclusion 77 "$why"
+}
+
+# check_source refuses what DKMS takes for a binary-only tarball's stub.
+check_source() {
+	local entries=("$source_dir"/*)
+	((${#entries[@]} >= 2)) || fail copy 8 "$source_dir holds nothing but dkms.conf"
 }
 
 # choose_compiler sets CC as the kernel's configuration names it, and refuses a
@@ -203,11 +231,13 @@ choose_compiler() {
 	return 0
 }
 
-# make_command prints the MAKE that fits this kernel.
+# make_command prints the MAKE that fits this kernel. Of an array with gaps DKMS
+# takes as many indices as there are entries, so the last are not looked at; it is
+# so with PATCH, too.
 make_command() {
-	local command= i
+	local command='' i
 	[[ ${MAKE_MATCH[0]:-} ]] || command=${MAKE[0]:-}
-	for i in "${!MAKE[@]}"; do
+	for ((i = 0; i < ${#MAKE[@]}; i++)); do
 		[[ ${MAKE[i]} && ${MAKE_MATCH[i]:-} && $kernelver =~ ${MAKE_MATCH[i]} ]] && command=${MAKE[i]}
 	done
 	[[ $command ]] || command="make -C $kernel_source_dir M=$build_dir"
@@ -218,8 +248,8 @@ make_command() {
 
 apply_patches() {
 	local i p
-	for i in "${!PATCH[@]}"; do
-		p=${PATCH[i]}
+	for ((i = 0; i < ${#PATCH[@]}; i++)); do
+		p=${PATCH[i]:-}
 		[[ $p && (! ${PATCH_MATCH[i]:-} || $kernelver =~ ${PATCH_MATCH[i]}) ]] || continue
 		[[ patches/$p != *"/../"* ]] || fail patch 5 "patch $p has .. in its path"
 		[[ -e $build_dir/patches/$p ]] || fail patch 5 "patch $p is not in $build_dir/patches"
@@ -244,14 +274,14 @@ script() {
 
 collect() {
 	local i ko
-	for ((i = 0; i < num_modules; i++)); do
+	for i in "${kept[@]}"; do
 		ko=$build_dir/${built_location[i]}${built_name[i]}.ko
 		[[ -e $ko ]] || fail modules 7 "the build made no ${built_location[i]}${built_name[i]}.ko"
 		[[ -f $ko && ! -L $ko ]] || fail modules 7 "${built_location[i]}${built_name[i]}.ko is no regular file"
 	done
 	mkdir -p "$base_dir/module" "$base_dir/log"
 	[[ ! -f Module.symvers || -L Module.symvers ]] || cp Module.symvers "$base_dir/module/Module.symvers"
-	for ((i = 0; i < num_modules; i++)); do
+	for i in "${kept[@]}"; do
 		ko=$build_dir/${built_location[i]}${built_name[i]}.ko
 		if [[ ${strip[i]} != no ]]; then
 			if [[ ${CC:-} = clang ]]; then llvm-strip -g "$ko"; else strip -g "$ko"; fi ||
@@ -265,7 +295,7 @@ collect() {
 install_files() {
 	local status
 	[[ $install ]] || return 0
-	cd "$build_dir" && mkdir "$work/files" || fail install 15 "there is no room for user-space files"
+	{ cd "$build_dir" && mkdir "$work/files"; } || fail install 15 "there is no room for user-space files"
 	echo "# phase: install"
 	echo "# command: $install"
 	(export DESTDIR=$work/files; eval "$install") 3>&- 0< /dev/null
@@ -279,10 +309,11 @@ mkdir -p "$work" "$build_dir" && rmdir "$build_dir" || exit 1
 cd "$dkms_tree/$module/$module_version" || exit 1
 ln -s "$source_dir" source || exit 1
 
-num_modules=0 built_name=() built_location=() dest_name=() strip=()
+num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
 read_conf
 check_conf
 check_exclusions
+check_source
 choose_compiler
 ((${#BUILD_DEPENDS[@]})) && fail depends 13 "BUILD_DEPENDS wants ${BUILD_DEPENDS[*]} installed, and a container has no other module"
 cp -a "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
@@ -299,7 +330,7 @@ echo "# exit code: $status"
 ((status == 0)) || fail make 10 "make ended with status $status"
 collect
 script post_build "${POST_BUILD:-}"
-for ((i = 0; i < num_modules; i++)); do
+for i in "${kept[@]}"; do
 	[[ -f $base_dir/module/${dest_name[i]}.ko ]] || fail post_build 7 "post_build has removed ${dest_name[i]}.ko"
 	outputs+=("module/${dest_name[i]}.ko")
 done
