@@ -1,0 +1,479 @@
+package farm
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+
+	"github.com/kofarm/kofarm/farm/kmod"
+	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/images/fetch"
+	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/worker"
+)
+
+const release = "6.1.0-9-amd64"
+
+// ko is a module that fits the release, made by the real assembler.
+var ko = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "kofarm-test-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "x.ko")
+	cmd := exec.Command("gcc", "-c", "-x", "assembler", "-o", file, "-")
+	cmd.Stdin = strings.NewReader(".section .modinfo,\"a\"\n.asciz \"license=GPL\"\n.asciz \"name=x\"\n.asciz \"vermagic=" + release + " SMP mod_unload modversions \"\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("gcc: %w\n%s", err, out)
+	}
+	return os.ReadFile(file)
+})
+
+func goodModule(t testing.TB) []byte {
+	t.Helper()
+	data, err := ko()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// helloSource is a source in a folder.
+func helloSource(t testing.TB) *images.Source {
+	t.Helper()
+	dir := t.TempDir()
+	for name, data := range map[string]string{"dkms.conf": "PACKAGE_NAME=hello\nPACKAGE_VERSION=1.0\n", "hello.c": "int x;\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := images.DirSource(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// testCells makes n cells of one module version, each for a kernel of its own.
+func testCells(t testing.TB, n int) []*Cell {
+	t.Helper()
+	module := &matrix.ModuleVersion{Name: "hello", Version: "1.0"}
+	src := helloSource(t)
+	cells := make([]*Cell, n)
+	for i := range cells {
+		k := &matrix.Kernel{Release: release, Flavor: "amd64", Arch: "x86_64", Distribution: "debian", Suite: "bookworm"}
+		if i > 0 {
+			k.Release = fmt.Sprintf("6.1.0-%d-amd64", 100+i)
+		}
+		cells[i] = &Cell{Cell: &matrix.Cell{Module: module, Kernel: k, Why: "selected"},
+			Inputs: images.Inputs{Source: src, Program: images.Program{Path: "/build", Data: []byte("recipe")}}}
+		cells[i].Key = cells[i].key("packages")
+	}
+	return cells
+}
+
+func openStore(t testing.TB) *store.Store {
+	t.Helper()
+	s, err := store.Open(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// noImages is an Assembler of empty images and headers without symbols.
+type noImages struct{}
+
+func (noImages) Image(context.Context, images.Inputs) (v1.Image, error) { return empty.Image, nil }
+func (noImages) Symvers(context.Context, images.Inputs, string) ([]byte, error) {
+	return nil, images.ErrNoSymvers
+}
+func (noImages) ModuleCompression(context.Context, images.Inputs, string) (string, error) {
+	return "", nil
+}
+
+// runnerFunc is a Runner.
+type runnerFunc func(ctx context.Context, task worker.Task) (worker.Result, error)
+
+func (f runnerFunc) Run(ctx context.Context, task worker.Task) (worker.Result, error) {
+	return f(ctx, task)
+}
+
+// observed remembers what it is told.
+type observed struct {
+	mu       sync.Mutex
+	started  int
+	retrying []string
+	finished int
+}
+
+func (o *observed) Started(*Cell) { o.mu.Lock(); defer o.mu.Unlock(); o.started++ }
+func (o *observed) Retrying(_ *Cell, wait time.Duration, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.retrying = append(o.retrying, fmt.Sprintf("%s: %v", wait, err))
+}
+func (o *observed) Finished(*Result) { o.mu.Lock(); defer o.mu.Unlock(); o.finished++ }
+
+// output writes what a recipe does: a report and modules.
+func output(w io.Writer, outcome string, modules map[string][]byte) error {
+	report := worker.Report{Version: 1, Outcome: outcome, Compiler: "gcc (Test) 12"}
+	if outcome == worker.Failed {
+		report.Phase, report.Message, report.DKMSExit = "make", "make ended with status 2", 10
+	}
+	tw := tar.NewWriter(w)
+	add := func(name string, data []byte) error {
+		err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))})
+		if err == nil {
+			_, err = tw.Write(data)
+		}
+		return err
+	}
+	var err error
+	for name, data := range modules {
+		report.Modules = append(report.Modules, worker.ReportModule{Name: name, Location: "/updates"})
+		err = errors.Join(err, add("module/"+name+".ko", data))
+	}
+	data, jerr := json.Marshal(report)
+	return errors.Join(err, jerr, add("result.json", data), tw.Close())
+}
+
+// exits is a Runner's answer of a command that has ended by itself.
+var exits = worker.Result{Ending: worker.Exited, Duration: 1500 * time.Millisecond, MemoryPeak: 1 << 20}
+
+func builder(s *store.Store, r runnerFunc) (*Builder, *observed) {
+	o := &observed{}
+	return &Builder{Store: s, Images: noImages{}, Runner: r, Observer: o, Log: slog.New(slog.DiscardHandler), Parallel: 2, Retries: 2}, o
+}
+
+func TestOutcomes(t *testing.T) {
+	good := goodModule(t)
+	run := func(outcome string, modules map[string][]byte, log string, res worker.Result) runnerFunc {
+		return func(_ context.Context, task worker.Task) (worker.Result, error) {
+			_, err := io.WriteString(task.Log, log)
+			if outcome != "" {
+				err = errors.Join(err, output(task.Output, outcome, modules))
+			}
+			return res, err
+		}
+	}
+	with := func(change func(*worker.Result)) worker.Result {
+		r := exits
+		change(&r)
+		return r
+	}
+	tests := []struct {
+		name    string
+		run     runnerFunc
+		outcome Outcome
+		phase   string
+		message string // part of it
+		first   string
+		checked int // problems
+	}{
+		{"built", run(worker.Built, map[string][]byte{"x": good}, "fine\n", exits), Built, "", "", "", 0},
+		{"built, but does not fit", run(worker.Built, map[string][]byte{"x": []byte("no ELF")}, "", exits), Built, "", "", "", 1},
+		{"excluded", run(worker.Excluded, nil, "a.c:1:2: error: not this\n", exits), Excluded, "", "", "", 0},
+		{"failed", run(worker.Failed, nil, "make: *** [x] Error 1\nhello.c:3:5: error: no such thing\n", exits), Failed, "make", "make ended", "hello.c:3:5: error: no such thing", 0},
+		{"timeout", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.TimedOut })), Failed, "timeout", "limits.timeout", "", 0},
+		{"memory", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.OutOfMemory })), Failed, "memory", "limits.memory", "", 0},
+		{"log", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.TooMuchOutput })), Failed, "output", "limits.log", "", 0},
+		{"disk", run(worker.Failed, nil, "", with(func(r *worker.Result) { r.DiskFull = true })), Failed, "make", "limits.disk", "", 0},
+		{"disk, and no report", run("", nil, "", with(func(r *worker.Result) { r.DiskFull, r.ExitCode = true, 1 })), Failed, "disk", "limits.disk", "", 0},
+		{"recipe died", run("", nil, "", with(func(r *worker.Result) { r.ExitCode = 137 })), Failed, "recipe", "status 137", "", 0},
+		{"no output", run("", nil, "", exits), Failed, "output", "no result.json", "", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := builder(openStore(t), tt.run)
+			results, err := b.Build(t.Context(), testCells(t, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := results[0]
+			if r.Outcome != tt.outcome || r.Record.Phase != tt.phase || !strings.Contains(r.Record.Message, tt.message) || r.Record.FirstError != tt.first {
+				t.Errorf("got %s, %+v", r.Outcome, r.Record)
+			}
+			if len(r.Record.Check.Problems) != tt.checked || r.Packable() != (tt.outcome == Built && tt.checked == 0) {
+				t.Errorf("check: %+v, packable %t", r.Record.Check, r.Packable())
+			}
+		})
+	}
+}
+
+// TestKnown builds again what has failed, and nothing else.
+func TestKnown(t *testing.T) {
+	s := openStore(t)
+	outcomes := []string{worker.Built, worker.Failed, worker.Excluded}
+	cells := testCells(t, 4)
+	cells[3].Excluded, cells[3].Key = true, ""
+	var mu sync.Mutex
+	var ran []string
+	b, o := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+		i := slices.IndexFunc(cells, func(c *Cell) bool { return c.Name() == task.Name })
+		mu.Lock()
+		ran = append(ran, task.Name)
+		mu.Unlock()
+		return exits, output(task.Output, outcomes[i], nil)
+	})
+	for try, want := range []int{3, 1} {
+		ran = nil
+		results, err := b.Build(t.Context(), cells)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ran) != want {
+			t.Errorf("run %d has built %q, want %d", try, ran, want)
+		}
+		for i, r := range results {
+			if r.Cell != cells[i] || r.Cached != (try > 0 && i != 1 && i != 3) {
+				t.Errorf("run %d: %s: cached %t", try, cells[i].Name(), r.Cached)
+			}
+		}
+	}
+	if o.finished != 8 {
+		t.Errorf("%d cells finished, want 8", o.finished)
+	}
+}
+
+// TestRebuildOfDamage damages a cell's blobs one by one.
+func TestRebuildOfDamage(t *testing.T) {
+	s := openStore(t)
+	cells := testCells(t, 1)
+	good := goodModule(t)
+	builds := 0
+	b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+		builds++
+		return exits, output(task.Output, worker.Built, map[string][]byte{"x": good})
+	})
+	build := func() *Result {
+		results, err := b.Build(t.Context(), cells)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return results[0]
+	}
+	build()
+	blobs, err := filepath.Glob(filepath.Join(s.BlobDir(), "*"))
+	if err != nil || len(blobs) != 4 { // module, log, record, manifest
+		t.Fatalf("%d blobs, %v", len(blobs), err)
+	}
+	for i, blob := range blobs {
+		if err := os.WriteFile(blob, []byte("damaged"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if r := build(); r.Cached || builds != i+2 {
+			t.Errorf("blob %d: cached %t after %d builds", i, r.Cached, builds)
+		}
+		if r := build(); !r.Cached {
+			t.Errorf("blob %d: not cached after it was built again", i)
+		}
+		if data, err := (records{s}).module(build().Record.Modules[0]); err != nil || !bytes.Equal(data, good) {
+			t.Errorf("blob %d: %v", i, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.Dir(), "refs/result", cells[0].Key), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r := build(); r.Cached {
+		t.Error("a damaged ref was taken")
+	}
+}
+
+// TestParallel counts the builds at a time, and the jobs that each may use.
+func TestParallel(t *testing.T) {
+	cells := testCells(t, 7)
+	s := openStore(t)
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		now, most := 0, 0
+		b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+			mu.Lock()
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			time.Sleep(time.Minute)
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return exits, output(task.Output, worker.Excluded, nil)
+		})
+		b.Parallel = 3
+		begun := time.Now()
+		if _, err := b.Build(t.Context(), cells); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); most != 3 || took != 3*time.Minute {
+			t.Errorf("%d at a time in %s, want 3 in 3 minutes", most, took)
+		}
+	})
+}
+
+// TestJobs has fewer and fewer builds left.
+func TestJobs(t *testing.T) {
+	compilers := 2 * runtime.NumCPU()
+	s := newSlots(4, 5)
+	for _, left := range []int{5, 4, 3, 2, 1} {
+		active := min(left, 4)
+		want := max(2, (compilers+active-1)/active)
+		jobs, err := s.acquire(t.Context())
+		if err != nil || jobs != want {
+			t.Errorf("%d left: %d jobs, %v, want %d", left, jobs, err, want)
+		}
+		s.release()
+		s.finished()
+	}
+}
+
+// TestRetries has faults that pass, that do not, and that cannot.
+func TestRetries(t *testing.T) {
+	fault := errors.New("the runtime is out of order")
+	for _, tt := range []struct {
+		name     string
+		faults   int
+		err      error
+		want     Outcome
+		retrying []string
+		took     time.Duration
+	}{
+		{"none", 0, nil, Excluded, nil, 0},
+		{"passes", 2, fault, Excluded, []string{"1s: " + fault.Error(), "2s: " + fault.Error()}, 3 * time.Second},
+		{"does not pass", 9, fault, Infrastructure, []string{"1s: " + fault.Error(), "2s: " + fault.Error()}, 3 * time.Second},
+		{"cannot pass", 9, fmt.Errorf("x: %w", fetch.ErrNotFound), Infrastructure, nil, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cells, s := testCells(t, 2), openStore(t)
+			synctest.Test(t, func(t *testing.T) {
+				tries := 0
+				b, o := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+					if task.Name == cells[0].Name() {
+						if tries++; tries <= tt.faults {
+							return worker.Result{}, tt.err
+						}
+					}
+					return exits, output(task.Output, worker.Excluded, nil)
+				})
+				begun := time.Now()
+				results, err := b.Build(t.Context(), cells)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if results[0].Outcome != tt.want || !slices.Equal(o.retrying, tt.retrying) || time.Since(begun) != tt.took {
+					t.Errorf("got %s after %s, %q", results[0].Outcome, time.Since(begun), o.retrying)
+				}
+				if tt.want == Infrastructure && !errors.Is(results[0].Err, tt.err) {
+					t.Errorf("error %v", results[0].Err)
+				}
+				if results[1].Outcome != Excluded {
+					t.Errorf("the other cell: %s", results[1].Outcome)
+				}
+			})
+		})
+	}
+}
+
+// TestCancel ends a run while builds are running, waiting and being tried again.
+func TestCancel(t *testing.T) {
+	cells, s := testCells(t, 9), openStore(t)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b, o := builder(s, func(ctx context.Context, task worker.Task) (worker.Result, error) {
+			if task.Name == cells[0].Name() {
+				return worker.Result{}, errors.New("a fault")
+			}
+			<-ctx.Done()
+			return worker.Result{}, ctx.Err()
+		})
+		b.Backoff = time.Hour
+		time.AfterFunc(time.Minute, cancel)
+		begun := time.Now()
+		_, err := b.Build(ctx, cells)
+		if !errors.Is(err, context.Canceled) || time.Since(begun) != time.Minute {
+			t.Errorf("%v after %s", err, time.Since(begun))
+		}
+		if o.finished != 0 {
+			t.Errorf("%d cells finished", o.finished)
+		}
+	})
+	if left, _ := os.ReadDir(s.TempDir()); len(left) > 0 {
+		t.Errorf("%d temporaries are left", len(left))
+	}
+}
+
+// symversOnce counts how often a kernel's symbols are read.
+type symversOnce struct {
+	noImages
+	mu    sync.Mutex
+	reads map[string]int
+}
+
+func (s *symversOnce) Symvers(_ context.Context, _ images.Inputs, release string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reads[release]++
+	return []byte("0x00000001\tmodule_layout\tvmlinux\tEXPORT_SYMBOL\t\n"), nil
+}
+
+func TestSymversCache(t *testing.T) {
+	cells := testCells(t, symversKept+1)
+	source := &symversOnce{reads: map[string]int{}}
+	cache := &symversCache{load: source.Symvers}
+	get := func(c *Cell) {
+		t.Helper()
+		if v, err := cache.get(t.Context(), c); err != nil || v.Len() != 1 {
+			t.Errorf("%v, %v", v, err)
+		}
+	}
+	for _, c := range cells {
+		get(c)
+		get(c)
+	}
+	if n := source.reads[cells[1].Kernel.Release]; n != 1 {
+		t.Errorf("read %d times", n)
+	}
+	get(cells[0]) // was forgotten
+	if n := source.reads[release]; n != 2 {
+		t.Errorf("the oldest was read %d times, want 2", n)
+	}
+	if len(cache.known) > symversKept {
+		t.Errorf("%d are kept", len(cache.known))
+	}
+}
+
+// TestCheckNames has a problem of each module by its file's name.
+func TestCheckNames(t *testing.T) {
+	b, _ := builder(openStore(t), nil)
+	b.symvers.load = noImages{}.Symvers
+	c := testCells(t, 2)[1] // another kernel than the module's
+	got, err := b.check(t.Context(), c, []worker.File{{Name: "good.ko", Data: goodModule(t)}, {Name: "bad.ko", Data: []byte("?")}})
+	if err != nil || len(got.Problems) != 2 || got.Format != checkFormat {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if p := got.Problems[0]; p.Module != "bad.ko" || p.Kind != kmod.KindFormat {
+		t.Errorf("%+v", p)
+	}
+	if p := got.Problems[1]; p.Module != "good.ko" || p.Kind != kmod.KindVermagic || !strings.Contains(p.Detail, release) {
+		t.Errorf("%+v", p)
+	}
+}
