@@ -17,6 +17,7 @@ type Farm struct {
 	Output   Output
 	Limits   Limits
 	Build    Build
+	Cache    Cache
 }
 
 // Word is a name or pattern and where it stands in the file.

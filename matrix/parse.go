@@ -153,6 +153,7 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 		"output":   func(n *yaml.Node) { d.output(n, &f.Output) },
 		"limits":   func(n *yaml.Node) { d.limits(n, &f.Limits) },
 		"build":    func(n *yaml.Node) { d.build(n, &f.Build) },
+		"cache":    func(n *yaml.Node) { d.cache(n, &f.Cache) },
 	})
 	if given == nil {
 		return f
