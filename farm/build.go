@@ -150,12 +150,6 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := slots.acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer slots.release()
-	b.Observer.Started(c)
 	limits := b.Limits
 	if c.Timeout > 0 {
 		limits.Timeout = c.Timeout
@@ -172,8 +166,7 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err != nil {
 		return nil, err
 	}
-	res, err := b.Runner.Run(ctx, worker.Task{Name: c.Name(), Image: img, Args: c.build(jobs).Command(),
-		Env: worker.Env(), Limits: limits, Output: output, Log: log})
+	res, err := b.run(ctx, c, slots, worker.Task{Name: c.Name(), Image: img, Env: worker.Env(), Limits: limits, Output: output, Log: log})
 	if err != nil {
 		return nil, errors.Join(err, log.abort())
 	}
@@ -186,6 +179,19 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 		return nil, err
 	}
 	return rec, records{b.Store}.save(c.Key, rec)
+}
+
+// run runs the cell's task when there is a slot for it. What comes after needs
+// none.
+func (b *Builder) run(ctx context.Context, c *Cell, slots *slots, task worker.Task) (worker.Result, error) {
+	jobs, err := slots.acquire(ctx)
+	if err != nil {
+		return worker.Result{}, err
+	}
+	defer slots.release()
+	b.Observer.Started(c)
+	task.Args = c.build(jobs).Command()
+	return b.Runner.Run(ctx, task)
 }
 
 // judge makes a record of what a run has given, and stores its blobs.
