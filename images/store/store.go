@@ -12,6 +12,7 @@
 //	refs/<kind>/<name>            a descriptor in JSON
 //	partial/, cache/<name>/       unfinished downloads; what can be made again
 //	tmp/, lock                    what is being written; locked, shared, by everyone who has the store open
+//	users/, use.lock              who has the store open since when, for Collect
 package store
 
 import (
@@ -35,11 +36,15 @@ import (
 // ErrNotFound says that a blob or ref is not in the store.
 var ErrNotFound = errors.New("not in the store")
 
+// ErrDamaged says that content is not what its digest says.
+var ErrDamaged = errors.New("damaged")
+
 // Store is a store on disk. It is safe for concurrent use, also by several
 // processes.
 type Store struct {
 	dir  string
 	lock *os.File
+	user *os.File // in users/, locked; nil after Waive
 }
 
 // Open opens the store in dir, and makes it where there is none. Where nobody
@@ -51,7 +56,7 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("opening the store %s: %w", dir, err)
 	}
 	s := &Store{dir: abs}
-	for _, d := range []string{s.BlobDir(), s.PartialDir(), s.path("refs"), s.path("tmp")} {
+	for _, d := range []string{s.BlobDir(), s.PartialDir(), s.path("refs"), s.path("tmp"), s.path("users")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("opening the store %s: %w", dir, err)
 		}
@@ -61,6 +66,7 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("opening the store %s: %w", dir, err)
 	}
 	err = errors.Join(
+		s.register(),
 		s.ensure("oci-layout", `{"imageLayoutVersion":"1.0.0"}`),
 		s.ensure("index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`))
 	if err != nil {
@@ -86,17 +92,20 @@ func (s *Store) share() error {
 	return nil
 }
 
-// sweep removes temporary files which a killed run has left.
-func (s *Store) sweep() error {
-	entries, err := os.ReadDir(s.path("tmp"))
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(s.path("tmp", e.Name())))
+// sweep removes files which a run that was killed has left.
+func (s *Store) sweep() (err error) {
+	for _, dir := range []string{"tmp", "users"} {
+		entries, rerr := os.ReadDir(s.path(dir))
+		err = errors.Join(err, rerr)
+		for _, e := range entries {
+			err = errors.Join(err, os.RemoveAll(s.path(dir, e.Name())))
+		}
 	}
 	return err
 }
 
 // Close ends the use of the store.
-func (s *Store) Close() error { return s.lock.Close() }
+func (s *Store) Close() error { return errors.Join(s.unregister(), s.lock.Close()) }
 
 // Dir is the store's folder, an absolute path.
 func (s *Store) Dir() string { return s.dir }
@@ -135,12 +144,11 @@ func (s *Store) writeFile(path string, data []byte) error {
 }
 
 // finish gives a temporary file its final name, or removes it after an error.
+// It is not synced: what a power cut leaves behind has not the size or the
+// digest that it should, and is made again.
 func finish(f *os.File, path string, err error) error {
 	if err == nil {
 		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
@@ -193,7 +201,7 @@ func (s *Store) Put(data []byte, mediaType types.MediaType) (v1.Descriptor, erro
 	sum := sha256.Sum256(data)
 	d := v1.Descriptor{MediaType: mediaType, Size: int64(len(data)),
 		Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}}
-	if s.Has(d.Digest, d.Size) && s.verify(d.Digest) == nil {
+	if s.Reuse(d) && s.verify(d.Digest) == nil {
 		return d, nil
 	}
 	if err := s.writeFile(s.blobPath(d.Digest), data); err != nil {
@@ -207,8 +215,34 @@ func (s *Store) blobPath(h v1.Hash) string { return filepath.Join(s.BlobDir(), h
 // Has reports whether the blob is there with that size in bytes.
 func (s *Store) Has(h v1.Hash, size int64) bool {
 	fi, err := os.Stat(s.blobPath(h))
-	return err == nil && h.Algorithm == "sha256" && fi.Mode().IsRegular() && fi.Size() == size
+	return err == nil && h.Algorithm == "sha256" && hexDigest.MatchString(h.Hex) && fi.Mode().IsRegular() && fi.Size() == size
 }
+
+// Reuse reports whether the blob is there, with that size, and marks it as used.
+func (s *Store) Reuse(d v1.Descriptor) bool {
+	return s.Has(d.Digest, d.Size) && s.Use(s.blobPath(d.Digest)) == nil
+}
+
+// Ingest stores what r holds as the blob of a descriptor, which comes from
+// elsewhere: its size and its digest have to be right.
+func (s *Store) Ingest(d v1.Descriptor, r io.Reader) error {
+	w, err := s.Create()
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, io.LimitReader(r, d.Size+1))
+	if got := hex.EncodeToString(w.sum.Sum(nil)); err == nil && (w.size != d.Size || got != d.Digest.Hex) {
+		err = fmt.Errorf("%w: want %s of %d bytes, got sha256 %s of %d", ErrDamaged, d.Digest, d.Size, got, w.size)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("blob %s: %w", d.Digest, err), w.Abort())
+	}
+	_, _, err = w.Commit()
+	return err
+}
+
+// OpenFile opens a blob for reading at any place. Nothing checks its content.
+func (s *Store) OpenFile(h v1.Hash) (*os.File, error) { return s.open(h) }
 
 // Open opens a blob for reading. Its content is checked against the digest at
 // its end: a reader that has not seen io.EOF has not seen a verified blob.
@@ -293,9 +327,24 @@ func (s *Store) refPath(kind, name string) (string, error) {
 	return s.path("refs", kind, name), nil
 }
 
-// Ref looks a name up. The error is ErrNotFound where it is not there, or
-// where its file is damaged: what it named can be made again.
-func (s *Store) Ref(kind, name string) (v1.Descriptor, error) {
+// Ref looks a name up, and marks it as used. The error is ErrNotFound where it
+// is not there, or where its file is damaged: what it named can be made again.
+func (s *Store) Ref(kind, name string) (d v1.Descriptor, err error) {
+	path, err := s.refPath(kind, name)
+	if err != nil {
+		return d, err
+	}
+	err = s.using(func() error {
+		if d, err = s.readRef(kind, name); err != nil {
+			return err
+		}
+		return touch(path)
+	})
+	return d, err
+}
+
+// readRef looks a name up without a mark.
+func (s *Store) readRef(kind, name string) (v1.Descriptor, error) {
 	var d v1.Descriptor
 	path, err := s.refPath(kind, name)
 	if err != nil {
@@ -331,10 +380,34 @@ func (s *Store) SetRef(kind, name string, d v1.Descriptor) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := s.writeFile(path, data); err != nil {
+	err = s.using(func() error {
+		if err := touch(s.blobPath(d.Digest)); err != nil {
+			return err
+		}
+		return s.writeFile(path, data)
+	})
+	if err != nil {
 		return fmt.Errorf("naming %s %s: %w", kind, name, err)
 	}
 	return nil
+}
+
+// Refs lists the names of a kind, sorted.
+func (s *Store) Refs(kind string) ([]string, error) {
+	if !refName.MatchString(kind) {
+		return nil, fmt.Errorf("%q is no kind of refs", kind)
+	}
+	entries, err := os.ReadDir(s.path("refs", kind))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if refName.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
 }
 
 // indexed are the kinds of refs that index.json lists.
@@ -345,16 +418,16 @@ var indexed = []string{"image", "result"}
 func (s *Store) WriteIndex() error {
 	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
 	for _, kind := range indexed {
-		entries, err := os.ReadDir(s.path("refs", kind)) // sorted by name
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		names, err := s.Refs(kind)
+		if err != nil {
 			return fmt.Errorf("writing index.json: %w", err)
 		}
-		for _, e := range entries {
-			d, err := s.Ref(kind, e.Name())
+		for _, name := range names {
+			d, err := s.readRef(kind, name)
 			if err != nil {
 				continue
 			}
-			d.Annotations = map[string]string{"org.opencontainers.image.ref.name": kind + "-" + e.Name()}
+			d.Annotations = map[string]string{"org.opencontainers.image.ref.name": kind + "-" + name}
 			index.Manifests = append(index.Manifests, d)
 		}
 	}
