@@ -61,15 +61,18 @@ type Builder struct {
 	Parallel int           // builds at a time; 0: one for each core
 	Retries  int           // after an infrastructure fault
 	Backoff  time.Duration // before the first retry, doubled each time; 0: one second
+	Cache    Cache         // asked before a cell is built, and offered what was; nil: none
 
 	symvers symversCache
+	cache   *cacheUse
 }
 
-// Build builds the cells that the store does not hold, and gives a result for
+// Build builds the cells that neither the store nor the cache holds, and gives a result for
 // each, in the same order. One cell's failure does not stop another. The error
 // is the context's.
 func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 	b.symvers.load = b.Images.Symvers
+	b.cache = newCacheUse(b.Cache, b.Log)
 	results := make([]*Result, len(cells))
 	var missing []int
 	for i, c := range cells {
@@ -79,6 +82,7 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		}
 		b.Observer.Finished(results[i])
 	}
+	missing = b.pullAll(ctx, cells, missing, results)
 	parallel := b.Parallel
 	if parallel <= 0 {
 		parallel = runtime.NumCPU()
@@ -127,6 +131,7 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result 
 		switch {
 		case err == nil:
 			slots.finished()
+			b.cache.push(ctx, c, rec)
 			return &Result{Cell: c, Record: rec, Outcome: rec.Outcome}
 		case ctx.Err() != nil:
 			return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -15,12 +16,16 @@ import (
 
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/worker"
 )
+
+// ResultRef is the kind of the refs that name records: a cell's key → its record.
+const ResultRef = "result"
 
 // The kinds of refs that a farm keeps in its store.
 const (
-	resultRef = "result" // a cell's key → its record
-	packRef   = "pack"   // a package's key → the package
+	resultRef = ResultRef
+	packRef   = "pack" // a package's key → the package
 )
 
 // Media types of the blobs of a record.
@@ -34,6 +39,9 @@ const (
 
 // titleKey names a blob of a manifest (OCI image-spec, annotations).
 const titleKey = "org.opencontainers.image.title"
+
+// keyAnnotation is the annotation of a record's manifest that holds its cell's key.
+const keyAnnotation = "dev.kofarm.key"
 
 // Limits on what is read back from a store that others may write to.
 const (
@@ -113,10 +121,8 @@ func (r records) load(key string) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w (%w)", store.ErrNotFound, err)
 	}
-	for _, l := range m.Layers {
-		if !r.s.Has(l.Digest, l.Size) {
-			return nil, fmt.Errorf("blob %s of result %s: %w", l.Digest, key, store.ErrNotFound)
-		}
+	if m.Annotations[keyAnnotation] != key {
+		return nil, fmt.Errorf("result %s is another cell's: %w", key, store.ErrNotFound)
 	}
 	data, err = r.s.Get(m.Config.Digest, maxManifest)
 	if err != nil {
@@ -126,7 +132,30 @@ func (r records) load(key string) (*Record, error) {
 	if err := json.Unmarshal(data, &rec); err != nil || rec.Version != recordVersion {
 		return nil, fmt.Errorf("result %s is of another form: %w", key, store.ErrNotFound)
 	}
+	if err := r.complete(&rec); err != nil {
+		return nil, fmt.Errorf("result %s: %w (%w)", key, store.ErrNotFound, err)
+	}
 	return &rec, nil
+}
+
+// complete says what is wrong with a record that may be anyone's: it comes from
+// a store or a registry that others write to.
+func (r records) complete(rec *Record) error {
+	for _, m := range rec.Modules {
+		name, ok := strings.CutSuffix(m.Name, ".ko")
+		if !ok {
+			return fmt.Errorf("%q is no module", m.Name)
+		}
+		if err := worker.CheckModuleName(name); err != nil {
+			return err
+		}
+	}
+	for _, l := range rec.layers() {
+		if !r.s.Has(l.Digest, l.Size) {
+			return fmt.Errorf("blob %s is missing", l.Digest)
+		}
+	}
+	return nil
 }
 
 // save stores a record whose blobs are there already.
@@ -141,7 +170,7 @@ func (r records) save(key string, rec *Record) error {
 		return err
 	}
 	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: config,
-		Layers: rec.layers(), Annotations: map[string]string{"dev.kofarm.key": key}}
+		Layers: rec.layers(), Annotations: map[string]string{keyAnnotation: key}}
 	data, err = json.Marshal(m)
 	if err != nil {
 		return err

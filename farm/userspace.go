@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"iter"
@@ -68,11 +69,15 @@ func installedFile(h *tar.Header, r io.Reader, err error) (dkms.File, error) {
 	if err != nil {
 		return dkms.File{}, err
 	}
+	name := strings.TrimSuffix(h.Name, "/")
+	if !fs.ValidPath(name) || strings.ContainsAny(name, "\n\x00\\") {
+		return dkms.File{}, fmt.Errorf("the result installs %q: not a plain path", name)
+	}
 	data, err := io.ReadAll(r)
 	if err != nil {
 		return dkms.File{}, err
 	}
-	return dkms.File{Path: strings.TrimSuffix(h.Name, "/"), Mode: h.FileInfo().Mode(), Size: h.Size, Link: h.Linkname,
+	return dkms.File{Path: name, Mode: h.FileInfo().Mode(), Size: h.Size, Link: h.Linkname,
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}, nil
 }
 

@@ -231,6 +231,14 @@ func assemble(files map[string][]byte, out Output) (Output, error) {
 	return out, nil
 }
 
+// CheckModuleName says whether a module's name, without .ko, can be a file's.
+func CheckModuleName(name string) error {
+	if name == "" || name != path.Base(name) || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "\\\n\x00") {
+		return fmt.Errorf("%q is no module name", name)
+	}
+	return nil
+}
+
 func (r Report) check() error {
 	if r.Version != 1 {
 		return fmt.Errorf("version %d is not known", r.Version)
@@ -245,8 +253,8 @@ func (r Report) check() error {
 		if r.Outcome != Built {
 			break
 		}
-		if m.Name == "" || m.Name != path.Base(m.Name) || strings.HasPrefix(m.Name, ".") || strings.ContainsAny(m.Name, "\\\n\x00") {
-			return fmt.Errorf("%q is no module name", m.Name)
+		if err := CheckModuleName(m.Name); err != nil {
+			return err
 		}
 		if seen[m.Name] {
 			return fmt.Errorf("module %q is there twice", m.Name)

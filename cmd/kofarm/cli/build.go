@@ -84,8 +84,12 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		parallel = s.farm.Build.Parallel
 	}
 	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
+	cache, err := a.cache(s)
+	if err != nil {
+		return err
+	}
 	b := &farm.Builder{
-		Store: s.store, Images: s.images, Runner: runner,
+		Store: s.store, Cache: cache, Images: s.images, Runner: runner,
 		Observer: progress, Log: a.log, Limits: limits(s.farm), Parallel: parallel, Retries: s.farm.Build.Retries,
 	}
 	results, err := b.Build(ctx, s.plan.Cells)

@@ -121,7 +121,8 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
-	root.AddCommand(a.buildCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(), a.versionCommand())
+	root.AddCommand(a.buildCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
+		a.serveCommand(), a.versionCommand())
 	return root
 }
 
