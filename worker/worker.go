@@ -19,7 +19,7 @@ import (
 // network, host name [Hostname], umask 022, user and group 0, no standard
 // input, and exactly the environment in Env, which should hold HOME and PATH.
 // The image holds the folders that something is mounted on: those of Scratch,
-// /dev and /proc.
+// with their [ScratchMode], /dev and /proc.
 type Task struct {
 	// Name labels the task's container, cgroup and errors. It need not be
 	// unique.

@@ -89,8 +89,8 @@ func Image(t testing.TB, layers ...v1.Layer) v1.Image {
 	base := Layer(t,
 		Entry{Name: "bin/"}, Entry{Name: "bin/busybox", Data: string(program)},
 		Entry{Name: "bin/sh", Type: tar.TypeSymlink, Data: "busybox"}, Entry{Name: crasher[1:], Data: string(crash)},
-		Entry{Name: "dev/"}, Entry{Name: "etc/"}, Entry{Name: "proc/"}, Entry{Name: "root/"}, Entry{Name: "run/"},
-		Entry{Name: "sys/"}, Entry{Name: "tmp/"}, Entry{Name: "var/lib/dkms/"}, Entry{Name: "var/tmp/"})
+		Entry{Name: "dev/"}, Entry{Name: "etc/"}, Entry{Name: "proc/"}, Entry{Name: "root/", Mode: 0o700}, Entry{Name: "run/"},
+		Entry{Name: "sys/"}, Entry{Name: "tmp/", Mode: 0o1777}, Entry{Name: "var/lib/dkms/"}, Entry{Name: "var/tmp/", Mode: 0o1777})
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err = mutate.AppendLayers(img, append([]v1.Layer{base}, layers...)...)
 	if err != nil {

@@ -32,6 +32,8 @@ type Backend struct {
 	// NoCgroup tells that Limits.Memory bounds the address space of each process
 	// instead of the task's memory, as worker.Limits says.
 	NoCgroup bool
+	// NoPeak tells that Result.MemoryPeak is not known.
+	NoPeak bool
 	// Left names what tasks have left behind on this machine: mounts, cgroups,
 	// containers, temporary files. It may be nil.
 	Left func(t testing.TB) []string

@@ -1,0 +1,137 @@
+package docker
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/go-units"
+	"github.com/moby/profiles/seccomp"
+
+	"github.com/kofarm/kofarm/worker"
+)
+
+// describe describes a task's container. The umask is not among what a daemon
+// can be told: runc's is 022 where it is told nothing.
+func (r *Runner) describe(task worker.Task, image string) (*container.Config, *container.HostConfig, error) {
+	filter, err := json.Marshal(seccomp.DefaultProfile())
+	if err != nil {
+		return nil, nil, fmt.Errorf("seccomp: %w", err)
+	}
+	config := &container.Config{
+		Hostname: worker.Hostname, User: "0:0", WorkingDir: "/", Image: image,
+		Entrypoint: task.Args[:1], Cmd: task.Args[1:], Env: environment(task.Env),
+		AttachStdout: true, AttachStderr: true, NetworkDisabled: true,
+		Labels: map[string]string{worker.StoreLabel: r.claim.Store, worker.RunLabel: r.claim.Run, worker.TaskLabel: task.Name},
+	}
+	no := false
+	host := &container.HostConfig{
+		ReadonlyRootfs: true, NetworkMode: "none", IpcMode: "private", CgroupnsMode: "private",
+		CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges", "seccomp=" + string(filter)},
+		LogConfig: container.LogConfig{Type: "none"}, Init: &no,
+		DNS: []string{"127.0.0.1"}, DNSSearch: []string{"."}, // not the host's
+		ShmSize: task.Limits.Disk, Tmpfs: tmpfs(task.Limits.Disk),
+		MaskedPaths: worker.MaskedPaths(), ReadonlyPaths: worker.ReadonlyPaths(),
+		Resources: resources(task.Limits),
+	}
+	return config, host, nil
+}
+
+// environment is env without what Docker adds: an entry without a = takes a
+// variable away.
+func environment(env []string) []string {
+	env = slices.Clone(env)
+	for _, name := range []string{"HOSTNAME", "PATH"} {
+		if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			env = append(env, name)
+		}
+	}
+	return env
+}
+
+func tmpfs(disk int64) map[string]string {
+	size := ""
+	if disk > 0 {
+		size = fmt.Sprintf(",size=%d,nr_inodes=%d", disk, max(disk/4096, 1024))
+	}
+	mounts := map[string]string{}
+	for _, dir := range worker.Scratch() {
+		mounts[dir] = fmt.Sprintf("exec,nosuid,nodev,mode=%o", worker.ScratchMode(dir)) + size
+	}
+	return mounts
+}
+
+func resources(limits worker.Limits) container.Resources {
+	res := container.Resources{
+		Memory: limits.Memory, MemorySwap: limits.Memory,
+		Ulimits: []*units.Ulimit{{Name: "core"}, {Name: "nofile", Soft: 1024, Hard: 4096}},
+	}
+	if limits.Processes > 0 {
+		res.PidsLimit = &limits.Processes
+	}
+	return res
+}
+
+// lookFor looks for the scratch file systems of a container that is being
+// started: the daemon has its first process ready, in its cgroup and with its
+// mounts, before it lets that execute the command. The function that it gives
+// ends the search, and tells what it has found.
+func (r *Runner) lookFor(id string) (found func() worker.ScratchProbe) {
+	if !strings.HasPrefix(r.client.DaemonHost(), "unix:") || os.Geteuid() != 0 {
+		return func() worker.ScratchProbe { return nil }
+	}
+	started, result := make(chan struct{}), make(chan worker.ScratchProbe, 1)
+	go func() {
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		for last := false; ; {
+			if p := scratchOf(id); p != nil || last {
+				result <- p
+				return
+			}
+			select {
+			case <-started:
+				last = true
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() worker.ScratchProbe { close(started); return <-result }
+}
+
+// scratchOf opens the scratch file systems of a container by its cgroup's
+// processes.
+func scratchOf(id string) worker.ScratchProbe {
+	for _, pid := range processes(id) {
+		if p := worker.OpenScratch(pid); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// processes lists those of a container, by where daemons put its cgroup with
+// either driver and either version of cgroups.
+func processes(id string) []int {
+	for _, hierarchy := range []string{"", "pids/", "memory/"} {
+		for _, group := range []string{"docker/" + id, "system.slice/docker-" + id + ".scope"} {
+			data, err := os.ReadFile("/sys/fs/cgroup/" + hierarchy + group + "/cgroup.procs")
+			if err != nil {
+				continue
+			}
+			var pids []int
+			for _, field := range strings.Fields(string(data)) {
+				if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+					pids = append(pids, pid)
+				}
+			}
+			return pids
+		}
+	}
+	return nil
+}

@@ -1,0 +1,346 @@
+// Package docker runs tasks in containers of a Docker daemon.
+//
+// A task's image goes to the daemon layer by layer: the Runner offers it on
+// loopback by the registry protocol, and the daemon pulls the layers that it
+// lacks. A daemon that does not reach this machine's loopback (rootless, in a
+// virtual machine, elsewhere) is sent whole images.
+//
+//	Runner ──registry on loopback──▶ daemon: image by digest
+//	   │ ──create, attach, start───▶ container ──stdout, stderr: one stream──▶ Runner
+//	   └ ──inspect, remove─────────▶
+//
+// Containers, and the images, carry the labels of package worker. What a run
+// that was killed has left is removed by the next Open.
+//
+// Two things are known of a daemon on this machine only, to root: that a scratch
+// file system was full ([worker.Result.DiskFull]), as nothing is left of it when
+// the container has ended, so that the Runner must look from outside before.
+// The peak of memory use is not known.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+	"github.com/docker/docker/pkg/stdcopy"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/kofarm/kofarm/worker"
+)
+
+const (
+	// answerTime is how long the daemon may take for its first answer.
+	answerTime = 10 * time.Second
+	// callTime is how long it may take for anything that is not the task's own
+	// doing, on a machine that is busy.
+	callTime = 2 * time.Minute
+)
+
+// Config says which daemon to use.
+type Config struct {
+	// Host is the daemon's address. Empty: what DOCKER_HOST, DOCKER_TLS_VERIFY
+	// and DOCKER_CERT_PATH say, else the usual socket.
+	Host string
+	// Dir is a folder for the marks of who owns what.
+	Dir string
+	Log *slog.Logger
+}
+
+// Runner runs tasks in containers of one daemon. Open makes one.
+type Runner struct {
+	client   *client.Client
+	claim    *worker.Claim
+	registry *registry
+	log      *slog.Logger
+	day      string // of Open
+	bringing singleflight.Group
+	sends    atomic.Bool  // the daemon does not reach the registry
+	tasks    atomic.Int64 // counted for their containers' names
+
+	mu   sync.Mutex
+	left []string // names of containers that could not be removed
+}
+
+var _ worker.Runner = (*Runner)(nil)
+
+// Open connects to a daemon and removes what killed runs have left there. It
+// fails where the daemon does not answer. Close releases the Runner.
+func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
+	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	if cfg.Host != "" {
+		opts = append(opts, client.WithHost(cfg.Host))
+	}
+	c, err := client.NewClientWithOpts(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("Docker: %w", err)
+	}
+	r := &Runner{client: c, log: cfg.Log, day: time.Now().UTC().Format(dayFormat)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.release())
+		}
+	}()
+	if err := r.ping(ctx); err != nil {
+		return nil, err
+	}
+	if r.claim, err = worker.NewClaim(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("preparing Docker: %w", err)
+	}
+	if r.registry, err = newRegistry(r.claim.Run); err != nil {
+		return nil, err
+	}
+	if err := r.sweep(ctx); err != nil {
+		r.log.Warn("what an earlier run has left in Docker cannot be removed", "err", err)
+	}
+	return r, nil
+}
+
+func (r *Runner) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	p, err := r.client.Ping(ctx)
+	if err != nil {
+		return fmt.Errorf("the Docker daemon at %s: %w", r.client.DaemonHost(), err)
+	}
+	if p.OSType != "" && p.OSType != "linux" {
+		return fmt.Errorf("the Docker daemon at %s runs containers of %s, not of Linux", r.client.DaemonHost(), p.OSType)
+	}
+	return nil
+}
+
+// Close releases the Runner. No task may be running.
+func (r *Runner) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
+	defer cancel()
+	return errors.Join(r.removeLeft(ctx), r.release())
+}
+
+func (r *Runner) release() error {
+	var errs []error
+	if r.registry != nil {
+		errs = append(errs, r.registry.close())
+	}
+	if r.claim != nil {
+		errs = append(errs, r.claim.Close())
+	}
+	return errors.Join(append(errs, r.client.Close())...)
+}
+
+// Run implements [worker.Runner].
+func (r *Runner) Run(ctx context.Context, task worker.Task) (worker.Result, error) {
+	image, err := r.ensure(ctx, task.Image)
+	if err != nil {
+		return worker.Result{}, fmt.Errorf("%s: %w", task.Name, err)
+	}
+	result, err := r.run(ctx, task, image)
+	if err != nil {
+		return result, fmt.Errorf("running %s: %w", task.Name, err)
+	}
+	return result, ctx.Err()
+}
+
+// run makes a container, sees it through and removes it. What makes and starts
+// it does not end with ctx: the daemon would go on, and nobody would know.
+func (r *Runner) run(ctx context.Context, task worker.Task, image string) (_ worker.Result, err error) {
+	name := fmt.Sprintf("kofarm-%s-%d", r.claim.Run, r.tasks.Add(1))
+	steady := context.WithoutCancel(ctx)
+	config, host, err := r.describe(task, image)
+	if err != nil {
+		return worker.Result{}, err
+	}
+	defer func() { err = errors.Join(err, r.remove(steady, name)) }()
+	call, cancel := context.WithTimeout(steady, callTime)
+	defer cancel()
+	if _, err := r.client.ContainerCreate(call, config, host, nil, nil, name); err != nil {
+		return worker.Result{}, fmt.Errorf("making the container: %w", err)
+	}
+	streams, err := r.client.ContainerAttach(call, name, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
+	if err != nil {
+		return worker.Result{}, fmt.Errorf("attaching to the container: %w", err)
+	}
+	defer streams.Close()
+	if err := ctx.Err(); err != nil {
+		return worker.Result{}, err
+	}
+	return r.see(ctx, task, name, streams.Reader)
+}
+
+// see starts the container and waits for its end.
+func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams io.Reader) (worker.Result, error) {
+	steady, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	exited, failed := r.client.ContainerWait(steady, name, container.WaitConditionNextExit)
+	watch, live := worker.NewWatch(ctx)
+	defer watch.Stop()
+	copied := make(chan error, 1)
+	go func() {
+		_, err := stdcopy.StdCopy(watch.Sink(task.Output, task.Limits.Output), watch.Sink(task.Log, task.Limits.Log), streams)
+		copied <- err
+	}()
+	probe, err := r.start(steady, name)
+	defer func() { probe.Close() }()
+	if err != nil {
+		return worker.Result{}, fmt.Errorf("starting the container: %w", err)
+	}
+	defer watch.Deadline(task.Limits.Timeout)()
+	if err := r.await(live, steady, name, exited, failed); err != nil {
+		return worker.Result{}, err
+	}
+	full := probe.Full()
+	if err := drained(copied); err != nil {
+		return worker.Result{}, err
+	}
+	result, err := r.result(steady, name)
+	result.DiskFull = full
+	return outcome(ctx, watch, result, err)
+}
+
+// outcome puts what the Runner knows over what the daemon says.
+func outcome(ctx context.Context, watch *worker.Watch, result worker.Result, err error) (worker.Result, error) {
+	why, fault := watch.Why()
+	switch {
+	case fault != nil:
+		return result, fault
+	case why != "":
+		result.Ending = why
+		return result, nil
+	case ctx.Err() != nil:
+		return result, ctx.Err()
+	}
+	return result, err
+}
+
+// start starts the container, and meanwhile looks for its scratch file systems.
+func (r *Runner) start(ctx context.Context, name string) (worker.ScratchProbe, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	info, err := r.client.ContainerInspect(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	found := r.lookFor(info.ID)
+	err = r.client.ContainerStart(ctx, name, container.StartOptions{})
+	return found(), err
+}
+
+// await waits until the container has ended, which it does when live ends.
+func (r *Runner) await(live, steady context.Context, name string, exited <-chan container.WaitResponse, failed <-chan error) error {
+	done := live.Done()
+	var late <-chan time.Time
+	for {
+		select {
+		case <-exited:
+			return nil
+		case err := <-failed:
+			return fmt.Errorf("waiting for the container: %w", err)
+		case <-late:
+			return errors.New("the container does not end")
+		case <-done:
+			done, late = nil, time.After(callTime)
+			call, cancel := context.WithTimeout(steady, callTime)
+			err := r.client.ContainerKill(call, name, "KILL")
+			cancel()
+			if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) { // it has ended
+				return fmt.Errorf("ending the container: %w", err)
+			}
+		}
+	}
+}
+
+// drained waits for the rest of the streams, which end soon after the container.
+func drained(copied <-chan error) error {
+	select {
+	case err := <-copied:
+		if err != nil {
+			return fmt.Errorf("reading the container's output: %w", err)
+		}
+		return nil
+	case <-time.After(callTime):
+		return errors.New("the container's output does not end")
+	}
+}
+
+// result asks the daemon how the container has ended.
+func (r *Runner) result(ctx context.Context, name string) (worker.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	info, err := r.client.ContainerInspect(ctx, name)
+	if err != nil {
+		return worker.Result{}, fmt.Errorf("asking how the container has ended: %w", err)
+	}
+	s := info.State
+	result := worker.Result{Ending: worker.Exited, ExitCode: s.ExitCode, Duration: between(s.StartedAt, s.FinishedAt)}
+	if s.OOMKilled && s.ExitCode != 0 {
+		result.Ending = worker.OutOfMemory
+	}
+	if s.Error != "" {
+		return result, fmt.Errorf("the container: %s", s.Error)
+	}
+	return result, nil
+}
+
+// between is the time between two of the daemon's times, at least 1 ns.
+func between(start, end string) time.Duration {
+	a, errA := time.Parse(time.RFC3339Nano, start)
+	b, errB := time.Parse(time.RFC3339Nano, end)
+	if errA != nil || errB != nil {
+		return 1
+	}
+	return max(b.Sub(a), 1)
+}
+
+// remove removes a container, whatever it is doing. Where that fails, it is
+// tried again later.
+func (r *Runner) remove(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	err := r.client.ContainerRemove(ctx, name, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	if err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	r.mu.Lock()
+	r.left = append(r.left, name)
+	r.mu.Unlock()
+	return fmt.Errorf("removing the container: %w", err)
+}
+
+// removeLeft tries again to remove containers.
+func (r *Runner) removeLeft(ctx context.Context) error {
+	r.mu.Lock()
+	names := r.left
+	r.left = nil
+	r.mu.Unlock()
+	var errs []error
+	for _, n := range names {
+		errs = append(errs, r.remove(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+// sweep removes the containers of killed runs, and images that nobody uses.
+func (r *Runner) sweep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	list, err := r.client.ContainerList(ctx, container.ListOptions{All: true,
+		Filters: filters.NewArgs(filters.Arg("label", worker.StoreLabel+"="+r.claim.Store))})
+	if err != nil {
+		return fmt.Errorf("listing containers: %w", err)
+	}
+	var errs []error
+	for _, c := range list {
+		if r.claim.Dead(c.Labels[worker.RunLabel]) {
+			errs = append(errs, r.remove(ctx, c.ID))
+		}
+	}
+	return errors.Join(append(errs, r.sweepImages(ctx))...)
+}
