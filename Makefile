@@ -21,11 +21,13 @@ demo:
 # Everything, against the real tools, which ci/setup installs.
 test:
 	ci/setup test
+	ci/setup daemons
 	$(GOTEST) -timeout 60m ./...
 
 # The long counts: kills at random moments, fuzzing.
 soak:
 	ci/setup test
+	ci/setup daemons
 	KOFARM_SOAK_KILLS=100 $(GOTEST) -count 1 -timeout 0 -v -run Soak ./ci/...
 	$(MAKE) --no-print-directory fuzz-smoke FUZZTIME=2m
 
