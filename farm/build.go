@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
@@ -82,7 +83,7 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		}
 		b.Observer.Finished(results[i])
 	}
-	missing = b.pullAll(ctx, cells, missing, results)
+	missing = b.exchange(ctx, cells, missing, results)
 	parallel := b.Parallel
 	if parallel <= 0 {
 		parallel = runtime.NumCPU()
@@ -183,6 +184,9 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err != nil {
 		return nil, err
 	}
+	if rec.Outcome == Built && len(modules) == 0 {
+		rec.Check.Problems = []Problem{{c.Module.Name, kmod.KindFormat, "dkms.conf names no module: there is nothing to pack"}}
+	}
 	return rec, records{b.Store}.save(c.Key, rec)
 }
 
@@ -225,6 +229,9 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 	}
 	if rec.Outcome == Failed && res.DiskFull && rec.Phase != "disk" {
 		rec.Message += "; " + diskFull(limits)
+	}
+	if rec.Outcome == Failed && res.MemoryFull && rec.Phase != "memory" {
+		rec.Message += fmt.Sprintf("; a process was killed at the limit of %d bytes of memory (limits.memory)", limits.Memory)
 	}
 	if rec.Outcome != Built {
 		out = worker.Output{}

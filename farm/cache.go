@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -18,18 +19,23 @@ type Cache interface {
 	// store.ErrNotFound where the cache has none, and store.ErrDamaged where
 	// what it has cannot be used.
 	Pull(ctx context.Context, key string) error
-	// Push gives the cache a cell's result from the store.
+	// Has tells whether the cache has a cell's result.
+	Has(ctx context.Context, key string) (bool, error)
+	// Push gives the cache a cell's result from the store, in place of another.
 	Push(ctx context.Context, key string) error
 }
 
 // ReadOnly is a cache that takes nothing.
 type ReadOnly struct{ Cache }
 
+// Has says that nothing need be pushed.
+func (ReadOnly) Has(context.Context, string) (bool, error) { return true, nil }
+
 // Push does nothing.
 func (ReadOnly) Push(context.Context, string) error { return nil }
 
 const (
-	pullsAtOnce = 8
+	cellsAtOnce = 8 // that are looked up
 	// maxFaults is how often in a row a cache may fail before it is given up.
 	maxFaults = 3
 )
@@ -66,7 +72,19 @@ func (u *cacheUse) pull(ctx context.Context, c *Cell) bool {
 	return u.usable() && u.judge(ctx, c, u.cache.Pull(ctx, c.Key))
 }
 
-// push offers a result that is no failure.
+// offer pushes a result of an earlier run that the cache lacks.
+func (u *cacheUse) offer(ctx context.Context, c *Cell) {
+	if !u.usable() {
+		return
+	}
+	has, err := u.cache.Has(ctx, c.Key)
+	if err == nil && !has {
+		err = u.cache.Push(ctx, c.Key)
+	}
+	u.judge(ctx, c, err)
+}
+
+// push pushes a new result that is no failure.
 func (u *cacheUse) push(ctx context.Context, c *Cell, rec *Record) {
 	if rec.Outcome != Failed && u.usable() {
 		u.judge(ctx, c, u.cache.Push(ctx, c.Key))
@@ -93,32 +111,40 @@ func (u *cacheUse) judge(ctx context.Context, c *Cell, err error) bool {
 	return err == nil
 }
 
-// pullAll looks cells up in the cache, and returns those that have to be built.
-func (b *Builder) pullAll(ctx context.Context, cells []*Cell, missing []int, results []*Result) []int {
+// exchange looks the missing cells up in the cache, offers it the others, and
+// returns the cells that have to be built.
+func (b *Builder) exchange(ctx context.Context, cells []*Cell, missing []int, results []*Result) []int {
 	if !b.cache.usable() {
 		return missing
 	}
 	var g errgroup.Group
-	g.SetLimit(pullsAtOnce)
+	g.SetLimit(cellsAtOnce)
+	for i, c := range cells {
+		if results[i] != nil && results[i].Record != nil {
+			g.Go(func() error { b.cache.offer(ctx, c); return nil })
+		}
+	}
+	_ = g.Wait() // before there are others' results beside them
 	for _, i := range missing {
 		g.Go(func() error {
-			if !b.cache.pull(ctx, cells[i]) {
-				return nil
+			if results[i] = b.pulled(ctx, cells[i]); results[i] != nil {
+				b.Observer.Finished(results[i])
 			}
-			if results[i] = b.known(cells[i]); results[i] == nil {
-				b.Log.Warn("the shared cache holds a result that is of no use here; the cell is built", "cell", cells[i].Name())
-				return nil
-			}
-			b.Observer.Finished(results[i])
 			return nil
 		})
 	}
 	_ = g.Wait()
-	var left []int
-	for _, i := range missing {
-		if results[i] == nil {
-			left = append(left, i)
-		}
+	return slices.DeleteFunc(missing, func(i int) bool { return results[i] != nil })
+}
+
+// pulled gives the result of a cell that the cache has, or nil.
+func (b *Builder) pulled(ctx context.Context, c *Cell) *Result {
+	if !b.cache.pull(ctx, c) {
+		return nil
 	}
-	return left
+	r := b.known(c)
+	if r == nil {
+		b.Log.Warn("the shared cache holds a result that is of no use here; the cell is built", "cell", c.Name())
+	}
+	return r
 }

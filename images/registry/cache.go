@@ -85,15 +85,13 @@ func roundTripper() http.RoundTripper {
 // String names the repository.
 func (c *Cache) String() string { return c.repo.Name() }
 
-// Check asks the registry whether it knows a key, for want of a smaller
-// question: an error says why the cache cannot be used. What it does not know
-// is none.
-func (c *Cache) Check(ctx context.Context) error {
-	_, err := c.puller.Head(ctx, c.repo.Tag("none"))
+// Has tells whether the registry has a result.
+func (c *Cache) Has(ctx context.Context, key string) (bool, error) {
+	_, err := c.puller.Head(ctx, c.repo.Tag(key))
 	if notFound(err) {
-		return nil
+		return false, nil
 	}
-	return c.wrap("asking", err)
+	return err == nil, c.wrap("asking", err)
 }
 
 // Pull brings a result into the store, blobs first, each checked against its

@@ -307,8 +307,10 @@ func TestPullFromStore(t *testing.T) {
 	from, to := openStore(t), openStore(t)
 	want := save(t, from, key)
 	c := newCache(t, to, serve(t, Handler{from})+"/results")
-	if err := c.Check(t.Context()); err != nil {
-		t.Error(err)
+	for k, want := range map[string]bool{key: true, "none": false} {
+		if got, err := c.Has(t.Context(), k); got != want || err != nil {
+			t.Errorf("%s: got %t, %v, want %t", k, got, err, want)
+		}
 	}
 	if err := c.Pull(t.Context(), key); err != nil {
 		t.Fatal(err)
@@ -410,7 +412,8 @@ func TestCredentials(t *testing.T) {
 			s := openStore(t)
 			save(t, s, key)
 			c := newCache(t, s, host+"/kofarm")
-			for _, err := range []error{c.Check(t.Context()), c.Push(t.Context(), key), c.Pull(t.Context(), key)} {
+			_, asked := c.Has(t.Context(), key)
+			for _, err := range []error{asked, c.Push(t.Context(), key), c.Pull(t.Context(), key)} {
 				if !errors.Is(err, tt.want) {
 					t.Errorf("got %v, want %v", err, tt.want)
 				}
