@@ -17,7 +17,7 @@ import (
 
 // checkFormat numbers the checks that are made of a built module. A record of
 // another format is built again.
-const checkFormat = 1
+const checkFormat = 2
 
 // check judges built modules against the cell's kernel, before anything packs
 // them. A finding is no error.

@@ -88,6 +88,9 @@ type Result struct {
 	MemoryPeak int64
 	// DiskFull tells that a scratch file system was full at the end.
 	DiskFull bool
+	// MemoryFull tells that the kernel killed a process of the task at the memory
+	// limit, which a command may survive.
+	MemoryFull bool
 }
 
 // Runner runs tasks. Run returns an error only for what is not the task's own

@@ -142,15 +142,14 @@ func (r *Runner) run(ctx context.Context, task worker.Task, layerDirs []string) 
 	copies.Wait()
 	result := worker.Result{Ending: worker.Exited, ExitCode: status.ExitCode, DiskFull: status.DiskFull,
 		Duration: status.Duration}
-	var killed bool
-	result.MemoryPeak, killed = s.group.finish()
+	result.MemoryPeak, result.MemoryFull = s.group.finish()
 	switch e := ending.get(); {
 	case e != "":
 		result.Ending = e
 		return result, nil
 	case ctx.Err() != nil:
 		return result, ctx.Err()
-	case killed && (err != nil || status.ExitCode != 0):
+	case result.MemoryFull && (err != nil || status.ExitCode != 0):
 		result.Ending = worker.OutOfMemory
 		return result, nil
 	}

@@ -74,8 +74,12 @@ func (s *suite) memory(t *testing.T) {
 			t.Errorf("%s: got %q, exit status %d, want %q; log %.500q", tt.name, d.Ending, d.ExitCode, worker.OutOfMemory, d.log)
 		}
 	}
+	d = s.run(t, s.task("survived", limits, shell("sh -c '"+hog+"'; exit 0")...))
+	if d.Ending != worker.Exited || d.ExitCode != 0 || !d.MemoryFull {
+		t.Errorf("a child that is not missed: got %q, exit status %d, MemoryFull %v", d.Ending, d.ExitCode, d.MemoryFull)
+	}
 	d = s.run(t, s.task("below", limits, shell("dd if=/dev/zero of=/tmp/x bs=1M count=30")...))
-	if d.Ending != worker.Exited || d.ExitCode != 0 {
+	if d.Ending != worker.Exited || d.ExitCode != 0 || d.MemoryFull {
 		t.Errorf("below the limit: got %q, exit status %d, log %q", d.Ending, d.ExitCode, d.log)
 	}
 	if !s.NoPeak && (d.MemoryPeak < 30<<20 || d.MemoryPeak > limits.Memory) {
