@@ -279,7 +279,8 @@ func (r *Runner) result(ctx context.Context, name string) (worker.Result, error)
 		return worker.Result{}, fmt.Errorf("asking how the container has ended: %w", err)
 	}
 	s := info.State
-	result := worker.Result{Ending: worker.Exited, ExitCode: s.ExitCode, Duration: between(s.StartedAt, s.FinishedAt)}
+	result := worker.Result{Ending: worker.Exited, ExitCode: s.ExitCode, Duration: between(s.StartedAt, s.FinishedAt),
+		MemoryFull: s.OOMKilled}
 	if s.OOMKilled && s.ExitCode != 0 {
 		result.Ending = worker.OutOfMemory
 	}
