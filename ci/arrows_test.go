@@ -22,6 +22,7 @@ var mayImport = map[string][]string{
 	"images/deb":            {},
 	"images/debian":         {"images/apt", "images/fetch"},
 	"images/fetch":          {},
+	"images/registry":       {"images/store"},
 	"images/store":          {},
 	"worker":                {"worker", "matrix"},
 	"farm":                  {"farm", "images", "worker", "matrix"},
