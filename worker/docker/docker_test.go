@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/worker"
 	"github.com/kofarm/kofarm/worker/docker"
 	"github.com/kofarm/kofarm/worker/workertest"
@@ -29,11 +30,11 @@ func open(t testing.TB, dir string) *docker.Runner {
 }
 
 func TestConformance(t *testing.T) {
-	dir := t.TempDir()
+	dir := rig.Cache(t, "runner-docker")
 	workertest.Run(t, workertest.Backend{
 		Open:   func(t testing.TB) worker.Runner { return open(t, dir) },
 		NoPeak: true,
-		Left: func(t testing.TB) []string { return containers(t, dir) },
+		Left:   func(t testing.TB) []string { return containers(t, dir) },
 	})
 }
 

@@ -8,6 +8,7 @@ package workertest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -307,14 +308,15 @@ func (s *suite) images(t *testing.T) {
 	})
 	t.Run("a layer that is not what its diffID says", func(t *testing.T) {
 		task := s.task("lying", roomy, shell("cat /x")...)
-		task.Image = Image(t, lying{Layer(t, Entry{Name: "x", Data: "truth"})})
+		truth := "truth " + rand.Text() // which no earlier test has left anywhere
+		task.Image = Image(t, lying{Layer(t, Entry{Name: "x", Data: truth})})
 		var out bytes.Buffer
 		task.Output = &out
 		if _, err := s.runner.Run(t.Context(), task); err == nil || out.Len() > 0 {
 			t.Errorf("it ran: error %v, output %q", err, out.String())
 		}
-		task.Image = Image(t, Layer(t, Entry{Name: "x", Data: "truth"}))
-		if d := s.run(t, task); d.out != "truth" {
+		task.Image = Image(t, Layer(t, Entry{Name: "x", Data: truth}))
+		if d := s.run(t, task); d.out != truth {
 			t.Errorf("afterwards: output %q, log %q", d.out, d.log)
 		}
 	})
