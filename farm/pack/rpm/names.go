@@ -141,9 +141,6 @@ func (i Info) metaPackage(k Kernel) (*rpmfile.Package, error) {
 	if err != nil {
 		return nil, err
 	}
-	if i.License == "" {
-		return nil, errors.New("a meta package has no module to take the license from: it must be given")
-	}
 	p, err := i.common()
 	p.Name = "kmod-" + i.Name
 	p.Arch = of.Arch

@@ -145,19 +145,14 @@ func writeModules(w io.Writer, info Info, build Build) (err error) {
 // for the newest one. Its release has the kernel's in it, so that it is newer
 // than the one for an older kernel. Only the [Kmod] style has it: the packages of
 // the others have one name for all kernels of a flavor, so the newest version of
-// it is the newest kernel's.
-func Meta(w io.Writer, info Info, kernel Kernel) (err error) {
+// it is the newest kernel's. Info.License is needed.
+func Meta(w io.Writer, info Info, kernel Kernel) error {
 	info = info.withDefaults()
 	p, err := info.metaPackage(kernel)
 	if err != nil {
 		return fmt.Errorf("packing the meta package of %s: %w", info.Name, err)
 	}
-	payload, err := tree{}.payload(info)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, payload.Close()) }()
-	return p.Write(w, payload)
+	return writeTree(w, info, p, tree{})
 }
 
 // MetaFileName names the package that [Meta] writes.
