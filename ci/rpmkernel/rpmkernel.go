@@ -36,10 +36,16 @@ func Make(t testing.TB, version, release string) Kernel {
 	dir := filepath.Join(rig.Cache(t, "rpmkernel"), k.Release)
 	k.Core = filepath.Join(dir, fmt.Sprintf("kernel-core-%s.rpm", k.Release))
 	k.Devel = filepath.Join(dir, fmt.Sprintf("kernel-devel-%s.rpm", k.Release))
-	rig.Lock(t, "rpmkernel")
-	if _, err := os.Stat(k.Devel); err == nil {
-		return k
-	}
+	rig.Locked(t, "rpmkernel", func() { // not until the test ends: it may want another kernel
+		if _, err := os.Stat(k.Devel); err != nil {
+			k.make(t, version, release, dir)
+		}
+	})
+	return k
+}
+
+func (k Kernel) make(t testing.TB, version, release, dir string) {
+	t.Helper()
 	top := t.TempDir()
 	b := builder{t: t, top: top, version: version, release: release, uname: k.Release}
 	b.unpack()
@@ -53,7 +59,6 @@ func Make(t testing.TB, version, release string) Kernel {
 	for _, rpm := range []string{k.Core, k.Devel} { // kernel-devel last: it says that both are there
 		b.run(top, "cp", filepath.Join(top, "RPMS/x86_64", filepath.Base(rpm)), rpm)
 	}
-	return k
 }
 
 type builder struct {
