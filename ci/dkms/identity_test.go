@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -21,7 +22,8 @@ var theEight = []string{"acpi-call", "bbswitch", "v4l2loopback", "digimend", "dm
 
 // TestByteIdentity builds the same cells with kofarm and with dkms. From 6.12 on
 // .BTF differs from run to run, unless KBUILD_BUILD_TIMESTAMP is set: kofarm
-// sets it to @0, so dkms gets it there.
+// sets it to @0, so dkms gets it there. Of bookworm's modules two build for its
+// 6.12; of those that do not, two stand for all.
 func TestByteIdentity(t *testing.T) {
 	for _, tt := range []struct {
 		suite   string
@@ -36,12 +38,17 @@ func TestByteIdentity(t *testing.T) {
   - suite: bookworm
     releases: [{latest: 1, of: "6.12.*"}]
     flavors: [amd64]
-`, map[string]int{"6.1.": 24, "6.12.": 8}},
-		{"trixie", theEight, `
+exclude:
+  - {module: ipt-netflow, release: "6.12.*"}
+  - {module: digimend, release: "6.12.*"}
+  - {module: gost-crypto, release: "6.12.*"}
+  - {module: ddcci, release: "6.12.*"}
+`, map[string]int{"6.1.": 24, "6.12.": 4}},
+		{"trixie", []string{"acpi-call", "v4l2loopback", "digimend", "dm-writeboost", "gost-crypto", "ddcci"}, `
   - suite: trixie
     releases: [{latest: 1, of: "6.12.*"}]
     flavors: [amd64]
-`, map[string]int{"6.12.": 8}},
+`, map[string]int{"6.12.": 6}},
 		{"bullseye", []string{"acpi-call", "dm-writeboost"}, `
   - suite: bullseye
     releases: [{latest: 1, of: "5.10.*"}]
@@ -65,6 +72,7 @@ archives:
 			}
 			fmt.Fprintln(&file, "kernels:", tt.kernels)
 			r := buildFarm(t, t.TempDir(), file.String())
+			r.Cells = slices.DeleteFunc(r.Cells, func(c farm.CellReport) bool { return c.Excluded })
 			b := newBuilder(t, tt.suite, r, sources)
 			compare(t, r, b.builds(t, r.Cells, timestamp))
 			for prefix, want := range tt.counts {
