@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"time"
 
 	rpmutils "github.com/sassoftware/go-rpmutils"
 )
@@ -82,7 +83,7 @@ func rpmHeader(fi rpmutils.FileInfo) (*tar.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &tar.Header{Name: name, Mode: int64(fs.FileMode(fi.Mode()).Perm())}
+	h := &tar.Header{Name: name, Mode: int64(fs.FileMode(fi.Mode()).Perm()), ModTime: time.Unix(int64(fi.Mtime()), 0)}
 	switch fi.Mode() & modeType {
 	case modeDir:
 		h.Typeflag = tar.TypeDir

@@ -84,6 +84,9 @@ func TestRPMSource(t *testing.T) {
 			if src.Name != "hello" || src.Version != "1.0" || string(src.Conf) != rpmConf {
 				t.Errorf("got %s/%s, dkms.conf %q", src.Name, src.Version, src.Conf)
 			}
+			if src.Epoch.Unix() <= 0 {
+				t.Errorf("epoch %s, want dkms.conf's time", src.Epoch)
+			}
 			var got []string
 			err = src.Walk(func(h *tar.Header, _ io.Reader) error {
 				got = append(got, h.Name)
