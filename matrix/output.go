@@ -67,7 +67,7 @@ type DebOutput struct {
 	Packages       []PackageKind // default modules and meta
 	Prebuilt       bool          // the dkms package carries prebuilt tarballs
 	KernelRevision bool          // the kernel's version is part of the modules' one
-	Maintainer     string        // "Name <address>"; default "kofarm <kofarm@localhost>"
+	Maintainer     string        // "Name <address>", or ""
 	Repository     *APTRepository
 }
 
@@ -95,7 +95,7 @@ type RPMOutput struct {
 	Style      RPMStyle      // default kmod
 	Packages   []PackageKind // default modules and meta
 	Prebuilt   bool          // the dkms package carries prebuilt tarballs
-	Release    string        // of the RPMs; default "1"
+	Release    string        // of the RPMs; "": the style's own, "1" or for kernel-module the kernel's alone
 	Packager   string        // "Name <address>", or ""
 	Repository *YUMRepository
 }
@@ -115,8 +115,6 @@ type Signing struct {
 	PassphraseEnv, PassphraseFile string
 	Pos                           Pos
 }
-
-const defaultMaintainer = "kofarm <kofarm@localhost>"
 
 func (d *decoder) output(n *yaml.Node, o *Output) {
 	d.mapping(n, "output", fields{
@@ -183,7 +181,7 @@ func (d *decoder) packages(n *yaml.Node) []PackageKind {
 }
 
 func (d *decoder) deb(n *yaml.Node) *DebOutput {
-	o := &DebOutput{Packages: []PackageKind{ModulesPackage, MetaPackage}, Maintainer: defaultMaintainer}
+	o := &DebOutput{Packages: []PackageKind{ModulesPackage, MetaPackage}}
 	d.mapping(n, "deb", fields{
 		"packages":        func(n *yaml.Node) { o.Packages = d.packages(n) },
 		"prebuilt":        func(n *yaml.Node) { d.boolean(n, "prebuilt", &o.Prebuilt) },
@@ -210,7 +208,7 @@ func (d *decoder) aptRepository(n *yaml.Node) *APTRepository {
 }
 
 func (d *decoder) rpm(n *yaml.Node) *RPMOutput {
-	o := &RPMOutput{Style: Kmod, Packages: []PackageKind{ModulesPackage, MetaPackage}, Release: "1"}
+	o := &RPMOutput{Style: Kmod, Packages: []PackageKind{ModulesPackage, MetaPackage}}
 	d.mapping(n, "rpm", fields{
 		"style": func(n *yaml.Node) {
 			o.Style = RPMStyle(d.word(n, "style", []string{string(Kmod), string(KernelModule), string(KMP)}))
