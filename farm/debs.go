@@ -70,11 +70,15 @@ func (d *debs) filled(info deb.Info, r *Result) (deb.Info, error) {
 	if err != nil {
 		return info, err
 	}
+	given := r.Cell.Module.License
 	for _, m := range modules {
+		if given == "" && m.Get("license") == "" {
+			return info, &LicenseError{r.Cell}
+		}
 		info.Licenses = append(info.Licenses, m.All("license")...)
 		info.Authors = append(info.Authors, m.All("author")...)
 	}
-	if given := r.Cell.Module.License; given != "" {
+	if given != "" {
 		info.Licenses = []string{given}
 	}
 	return info, nil

@@ -10,7 +10,9 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kofarm/kofarm/farm/kmod"
@@ -205,20 +207,42 @@ func firstOf(errs []error) error {
 	return first
 }
 
-// clash finds two packages of one name: two module names may become one where a
-// format knows fewer letters.
+// clash finds packages that users cannot tell apart: files of one name, and
+// packages of one name from modules of two, which may become one where a format
+// knows fewer letters; the one with the higher version would replace the other.
 func clash(packages []Package) error {
-	first := map[string]*Package{}
+	files, names := map[string]*Package{}, map[string]*Package{}
 	for i := range packages {
 		p := &packages[i]
-		old, ok := first[p.Name]
-		if !ok {
-			first[p.Name] = p
-			continue
+		if old, ok := files[p.Name]; ok {
+			return &NameError{Name: p.Name, First: old.Cells[0], Second: p.Cells[0]}
 		}
-		return &NameError{Name: p.Name, First: old.Cells[0], Second: p.Cells[0]}
+		files[p.Name] = p
+		name := packageName(p.Name)
+		old, ok := names[name]
+		if ok && old.Cells[0].Inputs.Source.Name != p.Cells[0].Inputs.Source.Name {
+			return &NameError{Name: name, First: old.Cells[0], Second: p.Cells[0]}
+		}
+		names[name] = p
 	}
 	return nil
+}
+
+// packageName is a file's name without its version and architecture, with the
+// format's suffix: what is one package for apt and dnf.
+func packageName(file string) string {
+	if name, ok := strings.CutSuffix(file, ".rpm"); ok {
+		for range 2 { // -version and -release.arch
+			name = name[:max(0, strings.LastIndexByte(name, '-'))]
+		}
+		return name + ".rpm"
+	}
+	name, _, _ := strings.Cut(file, "_")
+	switch suffix := path.Ext(file); suffix {
+	case ".deb", ".dsc":
+		return name + suffix
+	}
+	return file
 }
 
 // NameError says that two cells would make packages of one name.
@@ -229,4 +253,13 @@ type NameError struct {
 
 func (e *NameError) Error() string {
 	return fmt.Sprintf("%s and %s would both make the package %s; rename or exclude one of them", e.First.Name(), e.Second.Name(), e.Name)
+}
+
+// LicenseError says that a package lacks a license, as its module has none.
+type LicenseError struct {
+	Cell *Cell
+}
+
+func (e *LicenseError) Error() string {
+	return fmt.Sprintf("a module of %s says no license (MODULE_LICENSE); give the module's entry in the farm file a license, or exclude it", e.Cell.Name())
 }

@@ -93,7 +93,7 @@ func (p *rpms) modulesPackage(r *Result) (Package, error) {
 			return err
 		}
 		build.Compression, build.Modules = rpm.Compression(suffix), p.modules(r)
-		return rpm.Package(w, info, build)
+		return licensed(r, rpm.Package(w, info, build))
 	}}, err
 }
 
@@ -119,7 +119,16 @@ func (p *rpms) license(given string, r *Result) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return rpm.Licenses(modules)
+	license, err := rpm.Licenses(modules)
+	return license, licensed(r, err)
+}
+
+// licensed says of a module without a license whose it is.
+func licensed(r *Result, err error) error {
+	if errors.Is(err, rpm.ErrNoLicense) {
+		return &LicenseError{r.Cell}
+	}
+	return err
 }
 
 // dkmsPackage has the source, and where the farm file says so every kernel's

@@ -103,6 +103,9 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 // collect writes the output, and turns it into the exit status.
 func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, results []*farm.Result) error {
 	collected, err := c.Collect(ctx, results)
+	if _, ok := errors.AsType[*farm.LicenseError](err); ok {
+		return err // the farm file's to mend
+	}
 	if err != nil {
 		return infrastructure(err)
 	}
