@@ -82,7 +82,7 @@ func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
 	}
 	c, err := client.NewClientWithOpts(opts...)
 	if err != nil {
-		return nil, fmt.Errorf("Docker: %w", err)
+		return nil, fmt.Errorf("docker: %w", err)
 	}
 	r := &Runner{client: c, log: cfg.Log, day: time.Now().UTC().Format(dayFormat)}
 	defer func() {
