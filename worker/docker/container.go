@@ -125,7 +125,7 @@ func processes(id string) []int {
 				continue
 			}
 			var pids []int
-			for _, field := range strings.Fields(string(data)) {
+			for field := range strings.FieldsSeq(string(data)) {
 				if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 					pids = append(pids, pid)
 				}
