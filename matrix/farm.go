@@ -187,7 +187,21 @@ type Limits struct {
 type Build struct {
 	Parallel int // cells at a time; 0, the default: as many as there are cores
 	Retries  int // of an infrastructure failure; default 2
+	// Runtime is what runs the containers, one of [Runtimes]; "" where the file
+	// does not say.
+	Runtime string
 }
+
+// The values of Build.Runtime.
+const (
+	Embedded   = "embedded"
+	Docker     = "docker"
+	Containerd = "containerd"
+	Auto       = "auto"
+)
+
+// Runtimes lists the values of Build.Runtime.
+func Runtimes() []string { return []string{Embedded, Docker, Containerd, Auto} }
 
 // firstSet is the first entry of kernels that chooses from an archive, or nil.
 func (f *Farm) firstSet() *KernelSet {

@@ -100,5 +100,6 @@ func (d *decoder) build(n *yaml.Node, b *Build) {
 	d.mapping(n, "build", fields{
 		"parallel": func(n *yaml.Node) { d.integer(n, "parallel", 0, maxParallel, &b.Parallel) },
 		"retries":  func(n *yaml.Node) { d.integer(n, "retries", 0, maxRetries, &b.Retries) },
+		"runtime":  func(n *yaml.Node) { b.Runtime = d.word(n, "runtime", Runtimes()) },
 	})
 }

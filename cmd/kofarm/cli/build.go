@@ -12,7 +12,7 @@ import (
 
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/report"
-	"github.com/kofarm/kofarm/worker/embedded"
+	"github.com/kofarm/kofarm/matrix"
 )
 
 type buildFlags struct {
@@ -33,7 +33,7 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
 	cmd.Flags().IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
-	cmd.Flags().StringVar(&f.runtime, "runtime", "embedded", "what runs the containers: embedded")
+	cmd.Flags().StringVar(&f.runtime, "runtime", "", "what runs the containers: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	return cmd
 }
 
@@ -60,8 +60,8 @@ func (a *app) packageCommand() *cobra.Command {
 }
 
 func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) {
-	if f.runtime != "embedded" {
-		return fmt.Errorf("--runtime %s is not known; there is: embedded", f.runtime)
+	if _, err := runtimeName(f.runtime, &matrix.Farm{}); err != nil {
+		return err
 	}
 	if f.parallel < 0 {
 		return fmt.Errorf("--parallel %d: a number of builds, or 0 for one for each core", f.parallel)
@@ -74,11 +74,15 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	runner, err := embedded.Open(filepath.Join(s.store.Dir(), "run"), a.log)
+	name, err := runtimeName(f.runtime, s.farm)
 	if err != nil {
-		return infrastructure(err)
+		return err
 	}
-	defer func() { err = errors.Join(err, infrastructure(runner.Close())) }()
+	runner, err := a.openRunner(ctx, name, s.store.Dir())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, infrastructure(runner.close(ctx))) }()
 	parallel := f.parallel
 	if parallel == 0 {
 		parallel = s.farm.Build.Parallel
