@@ -28,7 +28,7 @@ func TestCustomKernel(t *testing.T) {
 		if !strings.HasPrefix(p.Name, "linux-headers-") && !strings.HasPrefix(p.Name, "linux-kbuild-") {
 			continue
 		}
-		if err := linkOrCopy(filepath.Join(store, "blobs", "sha256", p.SHA256), filepath.Join(dir, p.Name+".deb")); err != nil {
+		if err := rig.LinkOrCopy(filepath.Join(store, "blobs", "sha256", p.SHA256), filepath.Join(dir, p.Name+".deb")); err != nil {
 			t.Fatal(err)
 		}
 		names = append(names, p.Name)

@@ -6,8 +6,6 @@ package farm_test
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -100,47 +98,6 @@ func reference(t testing.TB) (store, dist string) {
 		rig.Kofarm(t, 0, shared.dir, store, "build")
 	})
 	return store, filepath.Join(shared.dir, "dist")
-}
-
-// clone makes a store out of parts of another, without copying where the file
-// system can link.
-func clone(t testing.TB, from, to string, parts ...string) {
-	t.Helper()
-	for _, part := range parts {
-		err := filepath.WalkDir(filepath.Join(from, part), func(p string, e fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			rel, err := filepath.Rel(from, p)
-			if err != nil {
-				return err
-			}
-			if e.IsDir() {
-				return os.MkdirAll(filepath.Join(to, rel), 0o755)
-			}
-			return linkOrCopy(p, filepath.Join(to, rel))
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func linkOrCopy(from, to string) error {
-	if os.Link(from, to) == nil {
-		return nil
-	}
-	r, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, r)
-	return errors.Join(err, w.Close())
 }
 
 // results reads a dist's results.json.

@@ -38,9 +38,9 @@ func TestOrdinaryUser(t *testing.T) {
 	const uid = 4242
 	home := folder(t)
 	store := filepath.Join(home, "store")
-	clone(t, common, store, "blobs", "cache", "refs/layer")
+	rig.Clone(t, common, store, "blobs", "cache", "refs/layer")
 	binary := filepath.Join(home, "kofarm")
-	if err := linkOrCopy(rig.Binary(t), binary); err != nil {
+	if err := rig.LinkOrCopy(rig.Binary(t), binary); err != nil {
 		t.Fatal(err)
 	}
 	rig.Write(t, home, "farm.yaml", smallFarm)

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,4 +134,46 @@ func Write(t testing.TB, dir, name, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Clone makes a folder out of parts of another, without copying where the file
+// system can link.
+func Clone(t testing.TB, from, to string, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		err := filepath.WalkDir(filepath.Join(from, part), func(p string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			rel, err := filepath.Rel(from, p)
+			if err != nil {
+				return err
+			}
+			if e.IsDir() {
+				return os.MkdirAll(filepath.Join(to, rel), 0o755)
+			}
+			return LinkOrCopy(p, filepath.Join(to, rel))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// LinkOrCopy makes another name for a file, or a copy where there can be none.
+func LinkOrCopy(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	r, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, r)
+	return errors.Join(err, w.Close())
 }
