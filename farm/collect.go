@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/farm/sign"
+	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 )
@@ -49,6 +51,7 @@ type Collector struct {
 type Collected struct {
 	Packages []Package
 	Report   *Report
+	Refused  []error // why packages could not be made; the others are there
 }
 
 // Collect writes the packages of all packable results, the logs and
@@ -64,7 +67,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err != nil {
 		return nil, err
 	}
-	files := make([]File, len(packages))
+	files, refused := make([]File, len(packages)), make([]error, len(packages))
 	g, packing := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.NumCPU())
 	for i, p := range packages {
@@ -73,6 +76,9 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 				return err
 			}
 			files[i], err = c.pack(packing, p)
+			if refusal := (&PackError{}); errors.As(err, &refusal) {
+				refused[i], err = err, nil
+			}
 			return err
 		})
 	}
@@ -86,17 +92,61 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
+	packages, files, refused = made(packages, files, refused)
 	if err := c.repositories(ctx, packages); err != nil {
 		return nil, err
 	}
 	report := newReport(results, packages, files, logs)
+	for _, err := range refused {
+		report.Refused = append(report.Refused, err.Error())
+	}
 	if err := c.retire(before, report); err != nil { // while the old report still names them
 		return nil, fmt.Errorf("tidying %s: %w", c.Dir, err)
 	}
 	if err := c.writeReport(report); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
 	}
-	return &Collected{packages, report}, nil
+	return &Collected{packages, report, refused}, nil
+}
+
+// made drops the packages that were refused.
+func made(packages []Package, files []File, refused []error) ([]Package, []File, []error) {
+	var goodPackages []Package
+	var goodFiles []File
+	var bad []error
+	for i := range packages {
+		if refused[i] != nil {
+			bad = append(bad, refused[i])
+			continue
+		}
+		goodPackages, goodFiles = append(goodPackages, packages[i]), append(goodFiles, files[i])
+	}
+	return goodPackages, goodFiles, bad
+}
+
+// PackError says that a package cannot be made of what a cell has built: it is
+// the cell's or the farm file's fault, and withholds no other package.
+type PackError struct{ Err error }
+
+func (e *PackError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the packer's own error.
+func (e *PackError) Unwrap() error { return e.Err }
+
+// packError tells a packer's refusal from a fault of the disk, the network or
+// the store.
+func packError(ctx context.Context, err error) error {
+	for _, fault := range []error{store.ErrNotFound, fetch.ErrUnavailable, fetch.ErrOffline, fetch.ErrNotFound, fetch.ErrChecksum} {
+		if errors.Is(err, fault) {
+			return err
+		}
+	}
+	_, onPath := errors.AsType[*fs.PathError](err)
+	_, onSystem := errors.AsType[syscall.Errno](err)
+	if ctx.Err() != nil || onPath || onSystem {
+		return err
+	}
+	return &PackError{err}
 }
 
 // packages plans every package that the output asks for.
@@ -169,7 +219,10 @@ func (c *Collector) write(ctx context.Context, p Package) (v1.Descriptor, error)
 		return v1.Descriptor{}, err
 	}
 	if err := p.Write(ctx, w); err != nil {
-		return v1.Descriptor{}, errors.Join(err, w.Abort())
+		if aerr := w.Abort(); aerr != nil {
+			return v1.Descriptor{}, errors.Join(err, aerr)
+		}
+		return v1.Descriptor{}, packError(ctx, err)
 	}
 	digest, size, err := w.Commit()
 	if err != nil {

@@ -25,6 +25,9 @@ type Report struct {
 	Cells       []CellReport            `json:"cells"` // in the plan's order
 	Files       []File                  `json:"files"` // the packages, in no cell's order but the output's
 
+	// Refused says which packages could not be made of what was built, and why.
+	Refused []string `json:"refused,omitzero"`
+
 	digests map[**apt.Package]string // of lists, which cells share
 }
 

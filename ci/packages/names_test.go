@@ -130,8 +130,9 @@ func TestNamesMapped(t *testing.T) {
 func TestNoLicense(t *testing.T) {
 	for _, output := range []string{allDebs, allRPMs} {
 		dir := t.TempDir()
-		tinyFarm(t, dir, output, module{name: "tiny", version: "1.0"})
+		tinyFarm(t, dir, output, module{name: "tiny", version: "1.0"}, module{name: "good", version: "1.0", more: ", license: MIT"})
 		r := rig.Kofarm(t, 2, dir, rig.Store(t), "build")
+		one(t, dir, "*good-*6.1.0*") // what has a license is packed all the same
 		contains(t, r.Stderr, "a module of tiny/1.0 on ", "says no license (MODULE_LICENSE)", "in the farm file a license")
 		tinyFarm(t, dir, output, module{name: "tiny", version: "1.0", more: ", license: MIT"})
 		rig.Kofarm(t, 0, dir, rig.Store(t), "package")

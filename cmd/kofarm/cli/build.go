@@ -107,9 +107,6 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 // collect writes the output, and turns it into the exit status.
 func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, results []*farm.Result) error {
 	collected, err := c.Collect(ctx, results)
-	if _, ok := errors.AsType[*farm.LicenseError](err); ok {
-		return err // the farm file's to mend
-	}
 	if err != nil {
 		return infrastructure(err)
 	}
@@ -142,6 +139,13 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 	if counts.CheckFailed > 0 && !a.quiet {
 		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells do not fit their kernels and are not packed; see %s\n",
 			counts.CheckFailed, filepath.Join(dir, farm.ResultsFile))
+	}
+	if err := errors.Join(c.Refused...); err != nil {
+		code := exitFailed
+		if _, ok := errors.AsType[*farm.LicenseError](err); ok {
+			code = exitUsage // the farm file's to mend
+		}
+		return &exitError{code, err}
 	}
 	switch {
 	case counts.Infrastructure > 0:
