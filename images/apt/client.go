@@ -172,7 +172,7 @@ func (c *Client) openPackages(ctx context.Context, s Source, r *Release, dir str
 		plain.size = -1
 	}
 	cached := filepath.Join(c.Dir, compressed.sha256+".packages")
-	if info, err := os.Stat(cached); err == nil && (plain.size < 0 || info.Size() == plain.size) {
+	if info, err := os.Stat(cached); err == nil && (plain.size < 0 || info.Size() == plain.size) && c.Fetch.Usable(cached) {
 		return openTable(cached)
 	}
 	if compressed.size > maxCompressed {

@@ -41,6 +41,9 @@ type Client struct {
 	Stall   time.Duration         // how long a server may send nothing; zero: DefaultStall
 	Offline bool                  // never use the network
 	Log     *slog.Logger          // nil: silent
+	// Use is told of a file that is there before it is relied on, and fails where
+	// the file has been removed meanwhile. nil: nobody removes any.
+	Use func(path string) error
 
 	once   sync.Once
 	client *retryablehttp.Client
@@ -124,8 +127,11 @@ func (c *Client) Have(f File) (string, bool) {
 	if err != nil || !info.Mode().IsRegular() || f.Size >= 0 && info.Size() != f.Size {
 		return "", false
 	}
-	return path, true
+	return path, c.Usable(path)
 }
+
+// Usable reports whether a file that was there a moment ago can be relied on.
+func (c *Client) Usable(path string) bool { return c.Use == nil || c.Use(path) == nil }
 
 // download holds the partial file's lock while it tries the mirrors.
 func (c *Client) download(ctx context.Context, f File) (string, error) {
@@ -155,7 +161,8 @@ func (c *Client) finish(f File, part *os.File) (string, error) {
 	if err := part.Sync(); err != nil {
 		return "", &localError{err}
 	}
-	if err := os.Rename(part.Name(), path); err != nil {
+	now := time.Now() // it may have been complete for long
+	if err := errors.Join(os.Chtimes(part.Name(), now, now), os.Rename(part.Name(), path)); err != nil {
 		return "", &localError{err}
 	}
 	return path, nil

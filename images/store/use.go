@@ -100,7 +100,8 @@ func (s *Store) Waive() error { return s.unregister() }
 const slack = 2 * time.Second
 
 // horizon is the time since when all that was used is kept, and the number of
-// processes that have the store open beside this one.
+// processes that have the store open beside this one. Processes that open the
+// store from now on are safe, too: what they use, they use later.
 func (s *Store) horizon(now time.Time) (oldest time.Time, others int, err error) {
 	oldest = now
 	err = s.locked(unix.LOCK_EX, func() error {
@@ -127,7 +128,7 @@ func (s *Store) horizon(now time.Time) (oldest time.Time, others int, err error)
 		}
 		return nil
 	})
-	return oldest.Add(-slack), others, err
+	return oldest, others, err
 }
 
 // userSince says since when a process has the store open, and removes the file

@@ -44,7 +44,7 @@ func (a *app) open(ctx context.Context, file string) (*session, error) {
 		return nil, infrastructure(err)
 	}
 	dir := filepath.Dir(file)
-	client := &fetch.Client{Dir: s.BlobDir(), Kept: s.CacheDir("releases"), Partial: s.PartialDir(), Stall: a.stall, Offline: a.offline, Log: a.log}
+	client := &fetch.Client{Dir: s.BlobDir(), Kept: s.CacheDir("releases"), Partial: s.PartialDir(), Stall: a.stall, Offline: a.offline, Log: a.log, Use: s.Use}
 	p := &farm.Preparer{
 		Fetch: client, Apt: &apt.Client{Fetch: client, Dir: s.CacheDir("indexes")},
 		Program: images.Program{Path: worker.RecipePath, Data: worker.Recipe}, Now: time.Now(), Dir: dir,
