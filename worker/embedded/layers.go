@@ -82,8 +82,8 @@ func (l *layers) ensure(ctx context.Context, name string, layer v1.Layer) error 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := os.Lstat(final); err == nil {
-			return nil
+		if there, err := l.use(name); err != nil || there {
+			return err
 		}
 		_, err, shared := l.group.Do(name, func() (any, error) { return nil, l.unpack(ctx, final, name, layer) })
 		cancelled := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
