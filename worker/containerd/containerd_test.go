@@ -2,6 +2,7 @@ package containerd_test
 
 import (
 	"log/slog"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -30,12 +31,26 @@ func open(t testing.TB, dir string) *containerd.Runner {
 	return r
 }
 
+// store is a folder that outlives tests, so that what they leave in the daemon
+// on purpose, images, is found and removed in a week. One test has it at a time.
+func store(t testing.TB) string {
+	t.Helper()
+	if os.Getenv(workertest.VictimVar) == "" {
+		rig.Lock(t, "runner-containerd")
+	}
+	return rig.Cache(t, "runner-containerd")
+}
+
 func TestConformance(t *testing.T) {
-	dir := rig.Cache(t, "runner-containerd")
+	dir := store(t)
 	workertest.Run(t, workertest.Backend{
 		Open: func(t testing.TB) worker.Runner { return open(t, dir) },
 		Left: func(t testing.TB) []string { return left(t, dir) },
 	})
+}
+
+func TestKilled(t *testing.T) {
+	workertest.Killed(t, store(t), func(t testing.TB, dir string) worker.Runner { return open(t, dir) }, left)
 }
 
 // left lists what tasks have left of dir's store in containerd and here.

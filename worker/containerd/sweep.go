@@ -117,18 +117,19 @@ func (r *Runner) sweepLeases(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepSnapshots removes the views of killed runs, and images' layers that were
-// not used for a week: from the top, as one with another on it cannot go.
+// sweepSnapshots removes the views of this store's killed runs, and images'
+// layers of any store, which share them, that were not used for a week: from the
+// top, as one with another on it cannot go.
 func (r *Runner) sweepSnapshots(ctx context.Context) error {
 	oldest := time.Now().Add(-keepSnapshots).UTC().Format(dayFormat)
 	var names []string
 	err := r.snapshots.Walk(ctx, func(_ context.Context, s snapshots.Info) error {
 		used, layer := s.Labels[worker.UsedLabel]
-		if (layer && used < oldest) || (!layer && r.claim.Dead(s.Labels[worker.RunLabel])) {
+		if (layer && used < oldest) || (!layer && s.Labels[worker.StoreLabel] == r.claim.Store && r.claim.Dead(s.Labels[worker.RunLabel])) {
 			names = append(names, s.Name)
 		}
 		return nil
-	}, r.ofStore())
+	}, r.ofStore(), fmt.Sprintf("labels.%q", worker.UsedLabel))
 	if err != nil {
 		return fmt.Errorf("listing snapshots: %w", err)
 	}

@@ -9,8 +9,10 @@
 //	   │ ──create, attach, start───▶ container ──stdout, stderr: one stream──▶ Runner
 //	   └ ──inspect, remove─────────▶
 //
-// Containers, and the images, carry the labels of package worker. What a run
-// that was killed has left is removed by the next Open.
+// Containers carry the labels of package worker. Those that a run has left which
+// was killed are removed by the next Open on the same folder. Images, which all
+// share, are tagged kofarm:<digest>-<day>, and removed when they were not used for
+// a week.
 //
 // Two things are known of a daemon on this machine only, to root: that a scratch
 // file system was full ([worker.Result.DiskFull]), as nothing is left of it when

@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"log/slog"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -29,13 +30,27 @@ func open(t testing.TB, dir string) *docker.Runner {
 	return r
 }
 
+// store is a folder that outlives tests, so that what they leave in the daemon
+// on purpose, images, is found and removed in a week. One test has it at a time.
+func store(t testing.TB) string {
+	t.Helper()
+	if os.Getenv(workertest.VictimVar) == "" {
+		rig.Lock(t, "runner-docker")
+	}
+	return rig.Cache(t, "runner-docker")
+}
+
 func TestConformance(t *testing.T) {
-	dir := rig.Cache(t, "runner-docker")
+	dir := store(t)
 	workertest.Run(t, workertest.Backend{
 		Open:   func(t testing.TB) worker.Runner { return open(t, dir) },
 		NoPeak: true,
 		Left:   func(t testing.TB) []string { return containers(t, dir) },
 	})
+}
+
+func TestKilled(t *testing.T) {
+	workertest.Killed(t, store(t), func(t testing.TB, dir string) worker.Runner { return open(t, dir) }, containers)
 }
 
 // containers lists the containers of dir's store.

@@ -18,8 +18,6 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	dockerimage "github.com/docker/docker/api/types/image"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"github.com/kofarm/kofarm/worker"
 )
 
 // tagPrefix begins the tags of our images, kofarm:<digest>-<day>. The day of
@@ -28,6 +26,9 @@ const tagPrefix = "kofarm:"
 
 // keepImages is how long an image is kept that is not used.
 const keepImages = 7 * 24 * time.Hour
+
+// imageLabel marks images as ours.
+const imageLabel = "dev.kofarm.image"
 
 const dayFormat = "20060102"
 
@@ -41,7 +42,7 @@ func newReader(data []byte) io.Reader { return bytes.NewReader(data) }
 // ensure gives the daemon's id of a task's image, which is brought there unless
 // it is there.
 func (r *Runner) ensure(ctx context.Context, source v1.Image) (string, error) {
-	img, err := newImage(source, r.claim.Store)
+	img, err := newImage(source)
 	if err != nil {
 		return "", err
 	}
@@ -74,7 +75,15 @@ func (r *Runner) bring(ctx context.Context, img *image) (string, error) {
 		return "", err
 	}
 	tag := tagPrefix + img.config.Hex[:32] + "-" + r.day
-	return id, r.client.ImageTag(ctx, id, tag)
+	if err := r.client.ImageTag(ctx, id, tag); err != nil {
+		return "", err
+	}
+	// The name by which it was pulled means nothing after this run.
+	_, err = r.client.ImageRemove(ctx, r.registry.reference(img), dockerimage.RemoveOptions{})
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	return id, err
 }
 
 // inspect looks for the image under both names that daemons have for it: a
@@ -217,12 +226,21 @@ func addBlob(tw *tar.Writer, name string, want v1.Hash, b blob) error {
 	return nil
 }
 
-// sweepImages removes those of this store that were not used for a week.
-func (r *Runner) sweepImages(ctx context.Context) error {
+// images lists those of any store's: the same images serve all.
+func (r *Runner) images(ctx context.Context) ([]dockerimage.Summary, error) {
 	list, err := r.client.ImageList(ctx, dockerimage.ListOptions{
-		Filters: filters.NewArgs(filters.Arg("label", worker.StoreLabel+"="+r.claim.Store))})
+		Filters: filters.NewArgs(filters.Arg("label", imageLabel))})
 	if err != nil {
-		return fmt.Errorf("listing images: %w", err)
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	return list, nil
+}
+
+// sweepImages removes those that were not used for a week.
+func (r *Runner) sweepImages(ctx context.Context) error {
+	list, err := r.images(ctx)
+	if err != nil {
+		return err
 	}
 	oldest := time.Now().Add(-keepImages).UTC().Format(dayFormat)
 	var errs []error

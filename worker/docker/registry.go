@@ -19,8 +19,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-
-	"github.com/kofarm/kofarm/worker"
 )
 
 // registry serves images to a daemon on this machine, by the part of the OCI
@@ -167,15 +165,15 @@ type image struct {
 	blobs            map[string]blob
 }
 
-// newImage describes an image of the layers of img, marked as store's.
-func newImage(img v1.Image, store string) (*image, error) {
+// newImage describes an image of the layers of img, marked as ours.
+func newImage(img v1.Image) (*image, error) {
 	layers, err := img.Layers()
 	if err != nil {
 		return nil, fmt.Errorf("reading the image's layers: %w", err)
 	}
 	i := &image{layers: layers, blobs: map[string]blob{}}
 	config := v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"},
-		Config: v1.Config{Labels: map[string]string{worker.StoreLabel: store}}}
+		Config: v1.Config{Labels: map[string]string{imageLabel: "1"}}}
 	manifest := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
 	for _, l := range layers {
 		diffID, err := l.DiffID()
