@@ -115,8 +115,9 @@ func stage(control *os.File) (stageStatus, error) {
 		_ = c.Signal(unix.SIGKILL)
 	}()
 	probe := openScratch(process)
+	defer probe.Close()
 	ps, err := process.Wait()
-	s := stageStatus{Duration: time.Since(start), DiskFull: probe.full()}
+	s := stageStatus{Duration: time.Since(start), DiskFull: probe.Full()}
 	if ps == nil {
 		return s, errors.Join(fmt.Errorf("waiting for the container: %w", err), c.Destroy())
 	}
@@ -212,13 +213,11 @@ func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
 			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWNET},
 			{Type: configs.NEWIPC}, {Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
 		},
-		Networks: []*configs.Network{{Type: "loopback"}},
-		Mounts:   mounts(cfg.Limits.Disk),
-		Devices:  specconv.AllowedDevices,
-		MaskPaths: []string{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-			"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/kallsyms",
-			"/proc/kmsg", "/proc/interrupts", "/proc/cmdline", "/proc/modules"},
-		ReadonlyPaths:   []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		Networks:        []*configs.Network{{Type: "loopback"}},
+		Mounts:          mounts(cfg.Limits.Disk),
+		Devices:         specconv.AllowedDevices,
+		MaskPaths:       worker.MaskedPaths(),
+		ReadonlyPaths:   worker.ReadonlyPaths(),
 		Seccomp:         filter,
 		Rlimits:         rlimits(cfg),
 		RootlessCgroups: true,
@@ -277,47 +276,17 @@ func mounts(disk int64) []*configs.Mount {
 		{Device: "tmpfs", Source: "shm", Destination: "/dev/shm", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "mode=1777" + size},
 	}
 	for _, dir := range worker.Scratch() {
-		mode := "mode=755"
-		switch dir {
-		case "/tmp", "/var/tmp":
-			mode = "mode=1777"
-		case "/root":
-			mode = "mode=700"
-		}
+		mode := fmt.Sprintf("mode=%o", worker.ScratchMode(dir))
 		ms = append(ms, &configs.Mount{Device: "tmpfs", Source: "tmpfs", Destination: dir,
 			Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: mode + size})
 	}
 	return ms
 }
 
-// scratch holds the container's scratch file systems open, to see at the end
-// whether one was full.
-type scratch []int
-
-func openScratch(p *libcontainer.Process) scratch {
+func openScratch(p *libcontainer.Process) worker.ScratchProbe {
 	pid, err := p.Pid()
 	if err != nil {
 		return nil
 	}
-	var s scratch
-	for _, dir := range worker.Scratch() {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/root%s", pid, dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			s = append(s, fd)
-		}
-	}
-	return s
-}
-
-// full tells whether less than 64 KiB or no inode is left anywhere.
-func (s scratch) full() bool {
-	full := false
-	for _, fd := range s {
-		var st unix.Statfs_t
-		if unix.Fstatfs(fd, &st) == nil && st.Blocks > 0 {
-			full = full || st.Bavail*uint64(st.Bsize) < 64<<10 || (st.Files > 0 && st.Ffree == 0)
-		}
-		_ = unix.Close(fd)
-	}
-	return full
+	return worker.OpenScratch(pid)
 }
