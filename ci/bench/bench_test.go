@@ -90,17 +90,24 @@ func residentPeak(pid int) (int64, bool) {
 	return 0, false
 }
 
-// median gives the run with the median wall clock.
-func median(n int, run func() cost) cost {
-	runs := make([]cost, n)
-	for i := range runs {
-		runs[i] = run()
-	}
-	slices.SortFunc(runs, func(a, b cost) int { return int(a.wall - b.wall) })
-	return runs[n/2]
-}
-
 const rounds = 3
+
+// medians runs each in turn, some rounds, so that what else the machine does
+// falls on all of them, and gives of each the run with the median wall clock.
+func medians(runs ...func() cost) []cost {
+	all := make([][]cost, len(runs))
+	for range rounds {
+		for i, run := range runs {
+			all[i] = append(all[i], run())
+		}
+	}
+	middle := make([]cost, len(runs))
+	for i, costs := range all {
+		slices.SortFunc(costs, func(a, b cost) int { return int(a.wall - b.wall) })
+		middle[i] = costs[rounds/2]
+	}
+	return middle
+}
 
 // kofarm runs kofarm build on a store.
 func kofarm(b *testing.B, dir, store string) cost {
@@ -160,7 +167,7 @@ const dkmsLoop = `
 // BenchmarkCells compares (a) make in a loop, (b) dkms in a loop and (c) kofarm
 // with warm images and no results.
 func BenchmarkCells(b *testing.B) {
-	dir, store := b.TempDir(), rig.Cache(b, "bench", "store")
+	dir, store := b.TempDir(), rig.Cache(b, "bench", "cells")
 	rig.Write(b, dir, "farm.yaml", benchFarm)
 	if cold := kofarm(b, dir, store); true {
 		b.Logf("first run: %s", cold)
@@ -175,11 +182,11 @@ func BenchmarkCells(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		c := median(rounds, func() cost {
+		m := medians(in(plainMake), in(dkmsLoop), func() cost {
 			forget(b, dir, store)
 			return kofarm(b, dir, store)
 		})
-		a, d := median(rounds, in(plainMake)), median(rounds, in(dkmsLoop))
+		a, d, c := m[0], m[1], m[2]
 		b.Logf("%d cells on %d cores, the median of %d", len(cells), runtime.NumCPU(), rounds)
 		b.Logf("(a) make in a loop:  %s", a)
 		b.Logf("(b) dkms in a loop:  %s", d)
@@ -208,7 +215,7 @@ func builtCells(b *testing.B, dir, store string) []string {
 
 // BenchmarkCached runs 200 cells again that the store holds.
 func BenchmarkCached(b *testing.B) {
-	dir, store := b.TempDir(), rig.Cache(b, "bench", "store")
+	dir, store := b.TempDir(), rig.Cache(b, "bench", "cached")
 	const modules = 100
 	farm := "modules:\n"
 	for i := range modules {
@@ -227,7 +234,7 @@ kernels:
 	first := kofarm(b, dir, store)
 	b.Logf("%d cells, first run: %s, coordinator %d MB", 2*modules, first, first.rss>>20)
 	for b.Loop() {
-		again := median(rounds, func() cost { return kofarm(b, dir, store) })
+		again := medians(func() cost { return kofarm(b, dir, store) })[0]
 		b.Logf("%d cells, again: %s, coordinator %d MB", 2*modules, again, again.rss>>20)
 		b.ReportMetric(again.wall.Seconds(), "cached-s")
 		b.ReportMetric(float64(first.rss>>20), "MB")
