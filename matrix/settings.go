@@ -15,6 +15,9 @@ const (
 	maxRetries   = 100
 )
 
+// DefaultKeyring is where Debian's package debian-archive-keyring has its keys.
+const DefaultKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
 // defaultArchives are the archives that are known without the file: Debian's own mirrors.
 func defaultArchives() map[string]Archive {
 	return map[string]Archive{
@@ -22,7 +25,7 @@ func defaultArchives() map[string]Archive {
 			Mirrors:         []string{"http://deb.debian.org/debian"},
 			SecurityMirrors: []string{"http://deb.debian.org/debian-security"},
 			Components:      []string{"main"},
-			Keyring:         "/usr/share/keyrings/debian-archive-keyring.gpg",
+			Keyring:         DefaultKeyring,
 		},
 	}
 }
