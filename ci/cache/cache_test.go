@@ -73,8 +73,10 @@ kernels:
   - suite: bookworm
     releases: [{latest: 1, of: "6.1.*"}]
     flavors: [amd64, cloud-amd64]
-cache: {registry: "%s/team/kofarm", mode: %s}
+cache: {registry: "%s", mode: %s}
 `
+
+func farmOn(repository, mode string) string { return fmt.Sprintf(twoCells, repository, mode) }
 
 // machine is a folder with a farm file and a store of its own.
 type machine struct {
@@ -86,7 +88,7 @@ type machine struct {
 // newMachine makes a machine whose store begins as parts of another.
 func newMachine(t testing.TB, dir, registry, mode, from string, parts ...string) *machine {
 	t.Helper()
-	rig.Write(t, dir, "farm.yaml", fmt.Sprintf(twoCells, registry, mode))
+	rig.Write(t, dir, "farm.yaml", farmOn(registry+"/team/kofarm", mode))
 	m := &machine{dir: dir, store: filepath.Join(dir, "store"), dist: filepath.Join(dir, "dist")}
 	if err := os.MkdirAll(m.store, 0o755); err != nil {
 		t.Fatal(err)
