@@ -217,15 +217,16 @@ func builtCells(b *testing.B, dir, store string) []string {
 func BenchmarkCached(b *testing.B) {
 	dir, store := b.TempDir(), rig.Cache(b, "bench", "cached")
 	const modules = 100
-	farm := "modules:\n"
+	var farm strings.Builder
+	farm.WriteString("modules:\n")
 	for i := range modules {
 		name := fmt.Sprintf("hello%d", i)
 		rig.Write(b, dir, name+"/dkms.conf", "PACKAGE_NAME="+name+"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=hello\nDEST_MODULE_LOCATION=/updates\n")
 		rig.Write(b, dir, name+"/Makefile", "obj-m += hello.o\n")
 		rig.Write(b, dir, name+"/hello.c", "#include <linux/module.h>\nMODULE_LICENSE(\"GPL\");\n")
-		farm += "  - source: {dir: " + name + "}\n"
+		farm.WriteString("  - source: {dir: " + name + "}\n")
 	}
-	rig.Write(b, dir, "farm.yaml", farm+`
+	rig.Write(b, dir, "farm.yaml", farm.String()+`
 kernels:
   - suite: bookworm
     releases: [{latest: 1, of: "6.1.*"}]

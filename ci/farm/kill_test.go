@@ -68,7 +68,7 @@ func descends(pid int, name string) bool {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, task := range tasks {
 		data, _ := os.ReadFile(task)
-		for _, child := range strings.Fields(string(data)) {
+		for child := range strings.FieldsSeq(string(data)) {
 			comm, _ := os.ReadFile("/proc/" + child + "/comm")
 			if string(bytes.TrimSpace(comm)) == name {
 				return true

@@ -29,11 +29,12 @@ func (m module) write(t testing.TB, dir string) string {
 // tinyFarm is a farm of modules for Debian's newest 6.1 kernel for clouds.
 func tinyFarm(t testing.TB, dir, output string, modules ...module) {
 	t.Helper()
-	text := "modules:\n"
+	var text strings.Builder
+	text.WriteString("modules:\n")
 	for _, m := range modules {
-		text += m.write(t, dir)
+		text.WriteString(m.write(t, dir))
 	}
-	rig.Write(t, dir, "farm.yaml", text+"kernels: [{suite: bookworm, releases: [{latest: 1, of: \"6.1.*\"}], flavors: [cloud-amd64]}]\noutput: "+output+"\n")
+	rig.Write(t, dir, "farm.yaml", text.String()+"kernels: [{suite: bookworm, releases: [{latest: 1, of: \"6.1.*\"}], flavors: [cloud-amd64]}]\noutput: "+output+"\n")
 }
 
 const (
