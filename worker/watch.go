@@ -50,6 +50,22 @@ func (w *Watch) Why() (Ending, error) {
 	return w.why, w.err
 }
 
+// Outcome puts the reason to end the task, ctx's own end among them, over what a
+// backend saw of that end.
+func (w *Watch) Outcome(ctx context.Context, result Result, err error) (Result, error) {
+	why, fault := w.Why()
+	switch {
+	case fault != nil:
+		return result, fault
+	case why != "":
+		result.Ending = why
+		return result, nil
+	case ctx.Err() != nil:
+		return result, ctx.Err()
+	}
+	return result, err
+}
+
 // Deadline ends the task when limit has passed from now, if it is not zero.
 // The function it gives takes that back.
 func (w *Watch) Deadline(limit time.Duration) (cancel func()) {

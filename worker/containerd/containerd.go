@@ -259,22 +259,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, container client.Con
 	if result.MemoryFull && result.ExitCode != 0 {
 		result.Ending = worker.OutOfMemory
 	}
-	return outcome(ctx, watch, result, drained(process.IO()))
-}
-
-// outcome puts what the Runner knows over what containerd says.
-func outcome(ctx context.Context, watch *worker.Watch, result worker.Result, err error) (worker.Result, error) {
-	why, fault := watch.Why()
-	switch {
-	case fault != nil:
-		return result, fault
-	case why != "":
-		result.Ending = why
-		return result, nil
-	case ctx.Err() != nil:
-		return result, ctx.Err()
-	}
-	return result, err
+	return watch.Outcome(ctx, result, drained(process.IO()))
 }
 
 // await waits until the process has ended, which it does when live ends.

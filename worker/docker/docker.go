@@ -204,22 +204,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	}
 	result, err := r.result(steady, name)
 	result.DiskFull = full
-	return outcome(ctx, watch, result, err)
-}
-
-// outcome puts what the Runner knows over what the daemon says.
-func outcome(ctx context.Context, watch *worker.Watch, result worker.Result, err error) (worker.Result, error) {
-	why, fault := watch.Why()
-	switch {
-	case fault != nil:
-		return result, fault
-	case why != "":
-		result.Ending = why
-		return result, nil
-	case ctx.Err() != nil:
-		return result, ctx.Err()
-	}
-	return result, err
+	return watch.Outcome(ctx, result, err)
 }
 
 // start starts the container, and meanwhile looks for its scratch file systems.

@@ -120,88 +120,35 @@ func (r *Runner) run(ctx context.Context, task worker.Task, layerDirs []string) 
 	if err != nil {
 		return worker.Result{}, err
 	}
-	watch, stopWatch := context.WithCancel(ctx)
-	defer stopWatch()
-	timeout := task.Limits.Timeout
-	ending := newEnding(stopWatch)
-	if timeout > 0 {
-		timer := time.AfterFunc(timeout, func() { ending.set(worker.TimedOut) })
-		defer timer.Stop()
-	}
+	watch, live := worker.NewWatch(ctx)
+	defer watch.Stop()
+	defer watch.Deadline(task.Limits.Timeout)()
 	go func() {
-		<-watch.Done()
+		<-live.Done()
 		s.end()
 	}()
 
 	var copies sync.WaitGroup
 	var outErr, logErr error
-	copies.Go(func() { outErr = drain(task.Output, s.stdout, task.Limits.Output, ending) })
-	copies.Go(func() { logErr = drain(task.Log, s.stderr, task.Limits.Log, ending) })
+	copies.Go(func() { outErr = drain(watch.Sink(task.Output, task.Limits.Output), s.stdout) })
+	copies.Go(func() { logErr = drain(watch.Sink(task.Log, task.Limits.Log), s.stderr) })
 	status, err := s.wait()
-	stopWatch()
+	watch.Stop()
 	copies.Wait()
 	result := worker.Result{Ending: worker.Exited, ExitCode: status.ExitCode, DiskFull: status.DiskFull,
 		Duration: status.Duration}
 	result.MemoryPeak, result.MemoryFull = s.group.finish()
-	switch e := ending.get(); {
-	case e != "":
-		result.Ending = e
-		return result, nil
-	case ctx.Err() != nil:
-		return result, ctx.Err()
-	case result.MemoryFull && (err != nil || status.ExitCode != 0):
-		result.Ending = worker.OutOfMemory
-		return result, nil
+	if result.MemoryFull && (err != nil || status.ExitCode != 0) {
+		result.Ending, err = worker.OutOfMemory, nil
 	}
-	return result, errors.Join(err, outErr, logErr)
+	return watch.Outcome(ctx, result, errors.Join(err, outErr, logErr))
 }
 
-// drain copies a stream of the task to w. Past the limit it ends the task and
-// throws the rest away, so that the task is not blocked before it is killed.
-func drain(w io.Writer, from io.ReadCloser, limit int64, ending *ending) error {
+// drain copies a stream of the task to its end.
+func drain(to io.Writer, from io.ReadCloser) error {
 	defer from.Close()
-	if limit <= 0 {
-		limit = -1
-	}
-	if w == nil {
-		w = io.Discard
-	}
-	lw := &worker.LimitWriter{W: w, N: limit, Exceeded: func() { ending.set(worker.TooMuchOutput) }}
-	_, err := io.Copy(lw, from)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, worker.ErrTooMuchOutput) {
-		ending.cancel()
-	} else {
-		err = nil
-	}
-	_, _ = io.Copy(io.Discard, from)
+	_, err := io.Copy(to, from)
 	return err
-}
-
-// ending remembers the first reason to end a task, and ends it.
-type ending struct {
-	mu     sync.Mutex
-	why    worker.Ending
-	cancel context.CancelFunc
-}
-
-func newEnding(cancel context.CancelFunc) *ending { return &ending{cancel: cancel} }
-
-func (e *ending) set(why worker.Ending) {
-	e.mu.Lock()
-	if e.why == "" {
-		e.why = why
-	}
-	e.mu.Unlock()
-	e.cancel()
-}
-
-func (e *ending) get() worker.Ending {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.why
 }
 
 // running is a started stage.
