@@ -19,6 +19,10 @@ type Program struct {
 var mountPoints = []string{"dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin",
 	"var/lib/dkms", "var/tmp", "usr/src", "usr/lib/modules"}
 
+// mountPointModes are the modes of mount points that are not 0755: runc before
+// 1.2 gives a tmpfs the mode of the folder that it covers.
+var mountPointModes = map[string]int64{"root": 0o700, "tmp": 0o1777, "var/tmp": 0o1777}
+
 // rootLinks make the root of a system with a merged /usr.
 var rootLinks = []string{"bin", "lib", "lib64", "sbin"}
 
@@ -34,10 +38,10 @@ var etc = map[string]string{
 // baseLayer makes the top layer: the program, mount points, the links of a
 // merged /usr, and the few files of /etc.
 func baseLayer(s *store.Store, p Program) (*store.Layer, error) {
-	sum := sha256.Sum256(fmt.Appendf(nil, "kofarm layer %d base\n%s\n%s", LayerFormat, p.Path, p.Data))
+	sum := sha256.Sum256(fmt.Appendf(nil, "kofarm layer %d base with modes\n%s\n%s", LayerFormat, p.Path, p.Data))
 	return makeLayer(s, "base-"+hex.EncodeToString(sum[:]), func(w *layerWriter) error {
 		for _, d := range mountPoints {
-			if err := w.dir(d); err != nil {
+			if err := w.mountPoint(d, mountPointModes[d]); err != nil {
 				return err
 			}
 		}

@@ -106,6 +106,15 @@ func (l *layerWriter) link(name, target string) error {
 	return l.add(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}, nil)
 }
 
+// mountPoint adds a folder with a mode of its own, or 0755 if that is 0.
+func (l *layerWriter) mountPoint(name string, mode int64) error {
+	if mode == 0 {
+		return l.dir(name)
+	}
+	l.seen[name] = true
+	return l.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: mode, ModTime: layerTime, Format: tar.FormatPAX})
+}
+
 // rootLink adds a link that stands in the root itself, such as /lib.
 func (l *layerWriter) rootLink(name, target string) error {
 	if l.seen["/"+name] {
