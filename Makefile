@@ -33,7 +33,8 @@ soak:
 
 bench:
 	ci/setup test
-	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/embedded ./matrix
+	ci/setup daemons
+	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/... ./matrix
 	$(GOTEST) -count 1 -timeout 0 -v -run '^$$' -bench . -benchtime 1x ./ci/bench
 
 # Every fuzz test for FUZZTIME.

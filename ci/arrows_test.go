@@ -25,6 +25,8 @@ var mayImport = map[string][]string{
 	"images/registry":       {"images/store"},
 	"images/store":          {},
 	"worker":                {"worker", "matrix"},
+	"worker/containerd":     {"worker"},
+	"worker/docker":         {"worker"},
 	"farm":                  {"farm", "images", "worker", "matrix"},
 	"farm/kmod":             {},
 	"farm/pack":             {},
@@ -36,6 +38,13 @@ var mayImport = map[string][]string{
 	"farm/sign":             {},
 	"cmd":                   {"cmd", "farm", "images", "worker", "matrix"},
 	"ci":                    {"ci", "cmd", "farm", "images", "worker", "matrix"},
+}
+
+// heavy are dependencies that one package keeps to itself.
+var heavy = map[string]string{
+	"github.com/containerd/containerd": "worker/containerd",
+	"github.com/docker/docker":         "worker/docker",
+	"github.com/opencontainers/runc":   "worker/embedded",
 }
 
 // ruleFor finds the longest prefix of a package's path that has a rule.
@@ -89,6 +98,11 @@ func TestImportsPointOneWay(t *testing.T) {
 			t.Errorf("%s: no rule says what it may import", pkg)
 		}
 		for _, imported := range append(p.Imports, p.TestImports...) {
+			for dep, owner := range heavy {
+				if within(imported, []string{dep}) && pkg != owner {
+					t.Errorf("%s imports %s, which belongs to %s", pkg, imported, owner)
+				}
+			}
 			target, own := strings.CutPrefix(imported, module)
 			if own && target != pkg && !within(target, rule) && !within(target, []string{"ci/rig"}) {
 				t.Errorf("%s imports %s, against the arrows", pkg, target)

@@ -87,3 +87,11 @@ func lines(t testing.TB, args ...string) []string {
 	}
 	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
 }
+
+func BenchmarkTrivialTask(b *testing.B) {
+	r := open(b, store(b))
+	workertest.Trivial(b, r)
+	for b.Loop() {
+		workertest.Trivial(b, r)
+	}
+}

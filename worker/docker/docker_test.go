@@ -73,3 +73,21 @@ func lines(t testing.TB, args ...string) []string {
 	}
 	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
 }
+
+func BenchmarkTrivialTask(b *testing.B) {
+	r := open(b, store(b))
+	workertest.Trivial(b, r)
+	for b.Loop() {
+		workertest.Trivial(b, r)
+	}
+}
+
+// BenchmarkDockerRun is the docker command, for the same task and image.
+func BenchmarkDockerRun(b *testing.B) {
+	r := open(b, store(b))
+	workertest.Trivial(b, r) // brings the image
+	image := lines(b, "images", "--quiet", "--filter", "label=dev.kofarm.image")[0]
+	for b.Loop() {
+		lines(b, "run", "--rm", "--network", "none", image, "/bin/sh", "-c", "exit 0")
+	}
+}

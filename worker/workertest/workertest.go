@@ -321,3 +321,12 @@ func (s *suite) images(t *testing.T) {
 		}
 	})
 }
+
+// Trivial runs a task that does nothing, with the usual limits, for benchmarks.
+func Trivial(t testing.TB, r worker.Runner) {
+	t.Helper()
+	s := &suite{runner: r, image: Image(t)}
+	if d := s.run(t, s.task("trivial", roomy, shell("exit 0")...)); d.ExitCode != 0 {
+		t.Fatalf("exit status %d", d.ExitCode)
+	}
+}
