@@ -34,7 +34,7 @@ soak:
 bench:
 	ci/setup test
 	ci/setup daemons
-	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/... ./matrix
+	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/... ./matrix ./farm/...
 	$(GOTEST) -count 1 -timeout 0 -v -run '^$$' -bench . -benchtime 1x ./ci/bench
 
 # Every fuzz test for FUZZTIME.
