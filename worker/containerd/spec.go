@@ -7,10 +7,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kofarm/kofarm/worker"
+	"github.com/kofarm/kofarm/worker/seccomp"
 )
 
 // specification describes a task's container: all namespaces, no capability, a
@@ -35,13 +35,9 @@ func specification(task worker.Task, id string) (*specs.Spec, error) {
 			MaskedPaths: worker.MaskedPaths(), ReadonlyPaths: worker.ReadonlyPaths(),
 		},
 	}
-	filter, err := seccomp.GetDefaultProfile(spec)
-	if err != nil {
-		return nil, fmt.Errorf("seccomp: %w", err)
-	}
-	filter.Architectures = nil // of the machine's own kind only, as package embedded has it
-	spec.Linux.Seccomp = filter
-	return spec, nil
+	var err error
+	spec.Linux.Seccomp, err = seccomp.Profile()
+	return spec, err
 }
 
 func mounts(disk int64) []specs.Mount {

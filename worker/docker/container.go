@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -11,17 +10,17 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/go-units"
-	"github.com/moby/profiles/seccomp"
 
 	"github.com/kofarm/kofarm/worker"
+	"github.com/kofarm/kofarm/worker/seccomp"
 )
 
 // describe describes a task's container. The umask is not among what a daemon
 // can be told: runc's is 022 where it is told nothing.
 func (r *Runner) describe(task worker.Task, image string) (*container.Config, *container.HostConfig, error) {
-	filter, err := json.Marshal(seccomp.DefaultProfile())
+	filter, err := seccomp.Docker()
 	if err != nil {
-		return nil, nil, fmt.Errorf("seccomp: %w", err)
+		return nil, nil, err
 	}
 	config := &container.Config{
 		Hostname: worker.Hostname, User: "0:0", WorkingDir: "/", Image: image,
@@ -32,7 +31,7 @@ func (r *Runner) describe(task worker.Task, image string) (*container.Config, *c
 	no := false
 	host := &container.HostConfig{
 		ReadonlyRootfs: true, NetworkMode: "none", IpcMode: "private", CgroupnsMode: "private",
-		CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges", "seccomp=" + string(filter)},
+		CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges", "seccomp=" + filter},
 		LogConfig: container.LogConfig{Type: "none"}, Init: &no,
 		DNS: []string{"127.0.0.1"}, DNSSearch: []string{"."}, // not the host's
 		ShmSize: task.Limits.Disk, Tmpfs: tmpfs(task.Limits.Disk),

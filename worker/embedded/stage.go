@@ -11,17 +11,16 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters the container's namespaces before Go starts
 	"github.com/opencontainers/runc/libcontainer/specconv"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/kofarm/kofarm/worker"
+	"github.com/kofarm/kofarm/worker/seccomp"
 )
 
 // stageArg is the argument that makes kofarm a stage.
@@ -195,7 +194,11 @@ func protectCgroups() error {
 // containerConfig describes the container: all namespaces but the user's own,
 // which the stage has made, no capability, a network of nothing but lo.
 func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
-	filter, err := seccompFilter()
+	profile, err := seccomp.Profile()
+	if err != nil {
+		return nil, err
+	}
+	filter, err := specconv.SetupSeccomp(profile)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
@@ -223,19 +226,6 @@ func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
 		RootlessCgroups: true,
 		Cgroups:         &cgroups.Cgroup{Name: "task", Rootless: true, Resources: &cgroups.Resources{}},
 	}, nil
-}
-
-// seccompFilter is the field's usual list of allowed system calls, for programs
-// of the machine's own kind only: without the 32-bit ones it compiles in a
-// third of the time, which is most of what a small task costs.
-func seccompFilter() (*configs.Seccomp, error) {
-	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}, Linux: &specs.Linux{}}
-	profile, err := seccomp.GetDefaultProfile(spec)
-	if err != nil {
-		return nil, err
-	}
-	profile.Architectures = nil
-	return specconv.SetupSeccomp(profile)
 }
 
 // minData is the least limit on a process's data: the container's first process
