@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"worker/docker":         {"worker"},
 	"farm":                  {"farm", "images", "worker", "matrix"},
 	"farm/kmod":             {},
+	"farm/modsign":          {"farm/kmod"},
 	"farm/pack":             {},
 	"farm/pack/deb":         {"farm/pack/dkms"},
 	"farm/pack/rpm":         {"farm/kmod", "farm/pack/dkms", "farm/pack/rpm"},

@@ -38,6 +38,20 @@ func detect(r io.ReaderAt, size int64) (string, error) {
 // told to. Kernel builds use 2 MiB or less.
 const maxWindow = 64 << 20
 
+// Plain returns a module, or what else may be stored so, without its
+// compression, and the compression's name: "" for what is plain, gz, xz or zst.
+// Only Limits.Memory counts. Errors wrap [ErrFormat] or [ErrLimit].
+func Plain(data []byte, limits Limits) (plain []byte, compression string, err error) {
+	limits = limits.withDefaults()
+	if compression, err = detect(bytes.NewReader(data), int64(len(data))); err != nil || compression == "" {
+		return data, "", err
+	}
+	if plain, err = decompress(compression, bytes.NewReader(data), limits.Memory); err != nil {
+		return nil, "", fmt.Errorf("decompressing module (%s): %w", compression, err)
+	}
+	return plain, compression, nil
+}
+
 // decompress returns the content of a compressed module, at most limit bytes.
 func decompress(compression string, r io.Reader, limit int64) ([]byte, error) {
 	plain, done, err := decompressor(compression, r)

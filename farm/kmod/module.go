@@ -200,9 +200,9 @@ func ReadAt(r io.ReaderAt, size int64, limits Limits) (*Module, error) {
 
 // readPlain reads a decompressed module.
 func readPlain(r io.ReaderAt, size int64, limits Limits) (*Module, error) {
-	sig, size, err := readSignature(r, size)
+	sig, size, err := ReadSignature(r, size)
 	if err != nil {
-		return nil, fmt.Errorf("reading appended signature: %w", err)
+		return nil, err
 	}
 	f, err := newELF(r, size, limits.Tables)
 	if err != nil {

@@ -39,8 +39,30 @@ const (
 	maxSignature = 64 << 10
 )
 
-// readSignature returns the signature at the end of a module of size bytes
-// and the size without it; nil and size for an unsigned module.
+// ReadSignature returns the signature at the end of a plain module of size
+// bytes and the size without it; nil and size for an unsigned module. Of a
+// module that was signed more than once it is the last, which is the one that a
+// kernel looks at. Errors wrap [ErrFormat], [ErrLimit] or the reader's own.
+func ReadSignature(r io.ReaderAt, size int64) (*Signature, int64, error) {
+	s, size, err := readSignature(r, size)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading appended signature: %w", err)
+	}
+	return s, size, nil
+}
+
+// Trailer is what makes a signed module of one: to be written behind it. The
+// signature is the DER encoding of a PKCS#7.
+func Trailer(pkcs7 []byte) ([]byte, error) {
+	if len(pkcs7) > maxSignature {
+		return nil, fmt.Errorf("signature of %d bytes: %w of %d", len(pkcs7), ErrLimit, maxSignature)
+	}
+	t := append(make([]byte, 0, len(pkcs7)+signatureHeader+len(signatureMagic)), pkcs7...)
+	t = append(t, 0, 0, idPKCS7, 0, 0, 0, 0, 0) // algorithm, hash, type, two lengths, padding: only the type is of use
+	t = binary.BigEndian.AppendUint32(t, uint32(len(pkcs7)))
+	return append(t, signatureMagic...), nil
+}
+
 func readSignature(r io.ReaderAt, size int64) (*Signature, int64, error) {
 	const trailer = signatureHeader + int64(len(signatureMagic))
 	if size < trailer {
