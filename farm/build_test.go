@@ -113,6 +113,8 @@ func (noImages) ModuleCompression(context.Context, images.Inputs, string) (strin
 	return "", nil
 }
 
+func (noImages) ModuleHash(context.Context, images.Inputs, string) (string, error) { return "", nil }
+
 // runnerFunc is a Runner.
 type runnerFunc func(ctx context.Context, task worker.Task) (worker.Result, error)
 

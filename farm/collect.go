@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
@@ -45,6 +46,8 @@ type Collector struct {
 	Kernels Kernels
 	// Signer signs repositories and RPMs; nil: they are not signed.
 	Signer *sign.Key
+	// ModuleKey signs modules, as Output.SignModules says; nil: they are not signed.
+	ModuleKey *modsign.Key
 }
 
 // Collected is what Collect has written.
@@ -63,7 +66,8 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
 	before := c.previous()
-	packages, err := c.packages(results)
+	m := c.material()
+	packages, err := c.packages(m, results)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +101,12 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, err
 	}
 	report := newReport(results, packages, files, logs)
+	if report.Signing, err = c.enroll(); err != nil {
+		return nil, err
+	}
+	if err := m.signing.report(ctx, results, report); err != nil {
+		return nil, err
+	}
 	for _, err := range refused {
 		report.Refused = append(report.Refused, err.Error())
 	}
@@ -141,6 +151,9 @@ func packError(ctx context.Context, err error) error {
 			return err
 		}
 	}
+	if _, ok := errors.AsType[*SigningError](err); ok {
+		return err
+	}
 	_, onPath := errors.AsType[*fs.PathError](err)
 	_, onSystem := errors.AsType[syscall.Errno](err)
 	if ctx.Err() != nil || onPath || onSystem {
@@ -149,9 +162,17 @@ func packError(ctx context.Context, err error) error {
 	return &PackError{err}
 }
 
-// packages plans every package that the output asks for.
-func (c *Collector) packages(results []*Result) ([]Package, error) {
+// material is what the packages are made from.
+func (c *Collector) material() *material {
 	m := &material{records: records{c.Store}, output: &c.Output, epoch: c.Epoch, kernels: c.Kernels, stored: c.stored}
+	if c.ModuleKey != nil {
+		m.signing = &signing{key: c.ModuleKey, hash: c.Output.SignModules.Hash, records: m.records, kernels: c.Kernels}
+	}
+	return m
+}
+
+// packages plans every package that the output asks for.
+func (c *Collector) packages(m *material, results []*Result) ([]Package, error) {
 	var all []Package
 	var errs []error
 	if c.Output.DKMS != nil {
@@ -188,7 +209,7 @@ func (c *Collector) Check(cells []*Cell) error {
 			results = append(results, &Result{Cell: cell, Outcome: Built, Record: &Record{}})
 		}
 	}
-	_, err := c.packages(results)
+	_, err := c.packages(c.material(), results)
 	return err
 }
 

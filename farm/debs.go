@@ -91,6 +91,7 @@ func (d *debs) modulesPackage(r *Result) (Package, error) {
 	}
 	name, err := m.FileName()
 	h := d.packageKey(debFormat, "deb modules", r.Cell.Inputs.Source, m.Maintainer, m.KernelVersion, d.output.Modules, r.Cell.Module.License)
+	d.signing.addTo(h)
 	addResult(h, r)
 	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(ctx context.Context, w io.Writer) (err error) {
 		if m.Info, err = d.filled(m.Info, r); err != nil {
@@ -100,7 +101,10 @@ func (d *debs) modulesPackage(r *Result) (Package, error) {
 		if err != nil {
 			return err
 		}
-		m.Compress, m.Files = deb.Compression(suffix), d.modules(r)
+		m.Compress = deb.Compression(suffix)
+		if m.Files, err = d.modules(ctx, r); err != nil {
+			return err
+		}
 		return m.Write(w)
 	}}, err
 }

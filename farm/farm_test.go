@@ -315,7 +315,7 @@ func TestPackagesAreCached(t *testing.T) {
 	if _, err := c.Collect(t.Context(), results); err != nil {
 		t.Fatal(err)
 	}
-	packages, err := c.packages(results)
+	packages, err := c.packages(c.material(), results)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,9 @@ type Kernels interface {
 	// ModuleCompression tells how a kernel's own modules are compressed: "" for
 	// not at all, gz, xz or zst.
 	ModuleCompression(ctx context.Context, in images.Inputs, release string) (string, error)
+	// ModuleHash names the hash that a kernel's own modules are signed with, as
+	// sha256; "" where that is not known.
+	ModuleHash(ctx context.Context, in images.Inputs, release string) (string, error)
 }
 
 // material is what packages of every format are made from.
@@ -47,6 +50,7 @@ type material struct {
 	output  *matrix.Output
 	epoch   *time.Time // SOURCE_DATE_EPOCH; nil: each source's own
 	kernels Kernels
+	signing *signing // nil: modules are not signed
 	// stored makes sure that the store has a package, and says where.
 	stored func(ctx context.Context, p Package) (Blob, error)
 }
@@ -79,16 +83,24 @@ func addResult(h hash.Hash, r *Result) {
 
 func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
-// modules are a result's modules for the packers.
-func (m *material) modules(r *Result) []dkms.Module {
+// modules are a result's modules for the packers, signed where they shall be.
+func (m *material) modules(ctx context.Context, r *Result) ([]dkms.Module, error) {
 	var list []dkms.Module
 	for _, ko := range r.Record.Modules {
-		list = append(list, dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) {
+		packed := dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) {
 			data, err := m.records.module(ko) // whole, so that it is verified before it is packed
 			return io.NopCloser(bytes.NewReader(data)), err
-		}})
+		}}
+		if m.signing != nil {
+			s, err := m.signing.module(ctx, r, ko)
+			if err != nil {
+				return nil, err
+			}
+			packed.Size, packed.Open = s.Size, s.open
+		}
+		list = append(list, packed)
 	}
-	return list
+	return list, nil
 }
 
 // read reads a result's modules.

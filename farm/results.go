@@ -25,6 +25,8 @@ type Report struct {
 	Cells       []CellReport            `json:"cells"` // in the plan's order
 	Files       []File                  `json:"files"` // the packages, in no cell's order but the output's
 
+	Signing *SigningReport `json:"moduleSigning,omitzero"` // of the modules in the packages
+
 	// Refused says which packages could not be made of what was built, and why.
 	Refused []string `json:"refused,omitzero"`
 
@@ -45,22 +47,37 @@ type Counts struct {
 // CellReport is one cell.
 type CellReport struct {
 	matrix.Row
-	Key        string       `json:"key,omitzero"` // sha256 in hex
-	Outcome    Outcome      `json:"outcome"`
-	Phase      string       `json:"phase,omitzero"` // where it failed
-	Message    string       `json:"message,omitzero"`
-	FirstError string       `json:"firstError,omitzero"` // of the log
-	DKMSExit   int          `json:"dkmsExit,omitzero"`   // what `dkms build` would have exited with
-	Check      *CheckReport `json:"check,omitzero"`      // of a built cell
-	Compiler   string       `json:"compiler,omitzero"`
-	Cached     bool         `json:"cached"`
-	Seconds    float64      `json:"seconds"`             // of the build, wall clock
-	MemoryPeak int64        `json:"memoryPeak,omitzero"` // bytes
-	Inputs     *InputReport `json:"inputs,omitzero"`
-	Modules    []Module     `json:"modules,omitzero"`
-	Symvers    *Blob        `json:"symvers,omitzero"`
-	Files      []string     `json:"files,omitzero"` // the packages that hold the modules
-	Log        string       `json:"log,omitzero"`   // path
+	Key        string         `json:"key,omitzero"` // sha256 in hex
+	Outcome    Outcome        `json:"outcome"`
+	Phase      string         `json:"phase,omitzero"` // where it failed
+	Message    string         `json:"message,omitzero"`
+	FirstError string         `json:"firstError,omitzero"` // of the log
+	DKMSExit   int            `json:"dkmsExit,omitzero"`   // what `dkms build` would have exited with
+	Check      *CheckReport   `json:"check,omitzero"`      // of a built cell
+	Compiler   string         `json:"compiler,omitzero"`
+	Cached     bool           `json:"cached"`
+	Seconds    float64        `json:"seconds"`             // of the build, wall clock
+	MemoryPeak int64          `json:"memoryPeak,omitzero"` // bytes
+	Inputs     *InputReport   `json:"inputs,omitzero"`
+	Modules    []ModuleReport `json:"modules,omitzero"`
+	Symvers    *Blob          `json:"symvers,omitzero"`
+	Files      []string       `json:"files,omitzero"` // the packages that hold the modules
+	Log        string         `json:"log,omitzero"`   // path
+}
+
+// ModuleReport is a built module, unsigned.
+type ModuleReport struct {
+	Module
+	Signed *Blob `json:"signed,omitzero"` // the file in the packages, before it is compressed
+}
+
+// SigningReport says who has signed the modules.
+type SigningReport struct {
+	Subject     string `json:"subject"`     // of the certificate
+	Fingerprint string `json:"fingerprint"` // sha256 in hex of the certificate (DER)
+	Hash        string `json:"hash"`        // of the signatures: its name, or "kernel" for what each kernel asks
+	Certificate File   `json:"certificate"`
+	HowTo       File   `json:"howTo"` // how to enroll it
 }
 
 // CheckReport is the farm's judgement of a built cell's modules.
@@ -152,7 +169,10 @@ func (r *Report) cell(res *Result) CellReport {
 	}
 	cr.Phase, cr.Message, cr.FirstError, cr.DKMSExit = rec.Phase, rec.Message, rec.FirstError, rec.DKMSExit
 	cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Compiler, rec.Seconds, rec.MemoryPeak
-	cr.Modules, cr.Symvers = rec.Modules, rec.Symvers
+	cr.Symvers = rec.Symvers
+	for _, m := range rec.Modules {
+		cr.Modules = append(cr.Modules, ModuleReport{Module: m})
+	}
 	if rec.Outcome == Built {
 		cr.Check = &CheckReport{OK: len(rec.Check.Problems) == 0, Problems: rec.Check.Problems}
 	}
@@ -192,6 +212,9 @@ func (r *Report) paths() []string {
 	var paths []string
 	for _, f := range r.Files {
 		paths = append(paths, f.Path)
+	}
+	if r.Signing != nil {
+		paths = append(paths, r.Signing.Certificate.Path, r.Signing.HowTo.Path)
 	}
 	for _, c := range r.Cells {
 		if c.Log != "" {

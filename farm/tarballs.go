@@ -48,6 +48,9 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 		Compression: dkms.Compression(t.out.Compression)}
 	var builds []dkms.Build
 	h := t.packageKey(tarballFormat, "dkms tarball", src, layout, info.Compression)
+	if layout != dkms.SourceOnly {
+		t.signing.addTo(h)
+	}
 	for _, r := range results {
 		addResult(h, r)
 		if layout != dkms.SourceOnly {
@@ -56,13 +59,13 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 	}
 	return Package{
 		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warning: layout.Warning(info.Name, info.Version), Key: sum(h),
-		Write: func(_ context.Context, w io.Writer) error {
+		Write: func(ctx context.Context, w io.Writer) error {
 			if layout != dkms.Full && layout != dkms.SourceOnly {
-				return t.load(w, info, builds, results)
+				return t.load(ctx, w, info, builds, results)
 			}
 			return t.withTree(src, func(root *os.Root) error {
 				info.Source = dkms.SourceFS(root.FS())
-				return t.load(w, info, builds, results)
+				return t.load(ctx, w, info, builds, results)
 			})
 		},
 	}
@@ -70,7 +73,7 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 
 // build describes what a result holds, and adds what else a tarball has to the key.
 func (t *tarballs) build(r *Result, key io.Writer) dkms.Build {
-	b := dkms.Build{Kernel: r.Cell.Kernel.Release, Arch: r.Cell.Kernel.Arch, Log: makeLog(r), Modules: t.modules(r)}
+	b := dkms.Build{Kernel: r.Cell.Kernel.Release, Arch: r.Cell.Kernel.Arch, Log: makeLog(r)}
 	fmt.Fprintf(key, "%x\n", sha256.Sum256(b.Log))
 	if r.Record.Symvers != nil {
 		fmt.Fprintf(key, "symvers %s\n", r.Record.Symvers.SHA256)
@@ -78,9 +81,13 @@ func (t *tarballs) build(r *Result, key io.Writer) dkms.Build {
 	return b
 }
 
-// load reads the Module.symvers that go along, and writes the tarball.
-func (t *tarballs) load(w io.Writer, info dkms.Info, builds []dkms.Build, results []*Result) error {
+// load reads the modules and the Module.symvers that go along, and writes the
+// tarball.
+func (t *tarballs) load(ctx context.Context, w io.Writer, info dkms.Info, builds []dkms.Build, results []*Result) (err error) {
 	for i := range builds {
+		if builds[i].Modules, err = t.modules(ctx, results[i]); err != nil {
+			return err
+		}
 		if s := results[i].Record.Symvers; s != nil {
 			data, err := t.records.s.Get(s.hash(), maxModule)
 			if err != nil {

@@ -19,6 +19,8 @@ type Output struct {
 	Deb     *DebOutput  // nil: no debs
 	RPM     *RPMOutput  // nil: no RPMs
 	Sign    *Signing    // nil: repositories and RPMs are not signed
+	// SignModules says how modules are signed; nil: they are not.
+	SignModules *ModuleSigning `json:",omitzero"`
 }
 
 // DKMSOutput says which DKMS tarballs are written.
@@ -116,16 +118,37 @@ type Signing struct {
 	Pos                           Pos
 }
 
+// ModuleSigning names the key and the certificate that modules are signed with:
+// exactly one of Key, KeyEnv, PKCS11 and Command is set.
+type ModuleSigning struct {
+	Key     string   // a file
+	KeyEnv  string   // an environment variable that holds the key
+	PKCS11  string   // the URI of a key in a token
+	Command []string // a program that signs hashes; its path is absolute, or found in PATH
+	// Certificate is a file; "" where the key's holds it too.
+	Certificate string
+	// Hash is KernelsHash (the default), sha224, sha256, sha384 or sha512.
+	Hash string
+	// The passphrase or PIN, where the key has one, is in an environment variable
+	// or the first line of a file (/dev/fd/3 for an open one).
+	PassphraseEnv, PassphraseFile string
+	Pos                           Pos
+}
+
+// KernelsHash is the hash that a kernel's own modules are signed with.
+const KernelsHash = "kernel"
+
 func (d *decoder) output(n *yaml.Node, o *Output) {
 	d.mapping(n, "output", fields{
 		"directory": func(n *yaml.Node) { o.Directory = d.str(n, "directory", checkPath).Text },
 		"modules": func(n *yaml.Node) {
 			o.Modules = Compression(d.word(n, "modules", []string{string(KernelsOwn), string(Plain), string(Gzip), string(XZ), string(Zstd)}))
 		},
-		"dkms": func(n *yaml.Node) { o.DKMS = d.dkms(n) },
-		"deb":  func(n *yaml.Node) { o.Deb = d.deb(n) },
-		"rpm":  func(n *yaml.Node) { o.RPM = d.rpm(n) },
-		"sign": func(n *yaml.Node) { o.Sign = d.sign(n) },
+		"dkms":         func(n *yaml.Node) { o.DKMS = d.dkms(n) },
+		"deb":          func(n *yaml.Node) { o.Deb = d.deb(n) },
+		"rpm":          func(n *yaml.Node) { o.RPM = d.rpm(n) },
+		"sign":         func(n *yaml.Node) { o.Sign = d.sign(n) },
+		"sign-modules": func(n *yaml.Node) { o.SignModules = d.signModules(n) },
 	})
 }
 
@@ -245,6 +268,62 @@ func (d *decoder) sign(n *yaml.Node) *Signing {
 		d.fail(s.Pos, "", "sign: want exactly one of key and key-env", "key names a file, key-env an environment variable")
 	}
 	return s
+}
+
+func (d *decoder) signModules(n *yaml.Node) *ModuleSigning {
+	s := &ModuleSigning{Hash: KernelsHash, Pos: posOf(n)}
+	given := d.mapping(n, "sign-modules", fields{
+		"key":         func(n *yaml.Node) { s.Key = d.str(n, "key", checkPath).Text },
+		"key-env":     func(n *yaml.Node) { s.KeyEnv = d.str(n, "key-env", checkVariable).Text },
+		"pkcs11":      func(n *yaml.Node) { s.PKCS11 = d.token(n) },
+		"command":     func(n *yaml.Node) { s.Command = d.strs(n, "command", nil) },
+		"certificate": func(n *yaml.Node) { s.Certificate = d.str(n, "certificate", checkPath).Text },
+		"hash": func(n *yaml.Node) {
+			s.Hash = d.word(n, "hash", []string{KernelsHash, "sha224", "sha256", "sha384", "sha512"})
+		},
+		"passphrase-env":  func(n *yaml.Node) { s.PassphraseEnv = d.str(n, "passphrase-env", checkVariable).Text },
+		"passphrase-file": func(n *yaml.Node) { s.PassphraseFile = d.str(n, "passphrase-file", checkPath).Text },
+	})
+	if given == nil {
+		return s
+	}
+	ways := 0
+	for _, key := range []string{"key", "key-env", "pkcs11", "command"} {
+		if given[key] != nil {
+			ways++
+		}
+	}
+	if ways != 1 {
+		d.fail(s.Pos, "", "sign-modules: want exactly one of key, key-env, pkcs11 and command",
+			"a file, an environment variable that holds the key, the URI of a key in a token, or a program that signs hashes")
+	}
+	if given["certificate"] == nil && (given["pkcs11"] != nil || given["command"] != nil) {
+		d.fail(s.Pos, "", "sign-modules: want certificate", "a file, PEM or DER, with the certificate of the key")
+	}
+	if given["passphrase-env"] != nil && given["passphrase-file"] != nil {
+		d.fail(s.Pos, "", "sign-modules: both passphrase-env and passphrase-file", "give one of them")
+	}
+	if given["command"] != nil && len(s.Command) == 0 {
+		d.fail(s.Pos, "", "sign-modules: command names no program", "give a list: the program and its arguments")
+	}
+	if given["command"] != nil && (given["passphrase-env"] != nil || given["passphrase-file"] != nil) {
+		d.fail(s.Pos, "", "sign-modules: a command gets no passphrase", "it has the environment, and opens its own files")
+	}
+	return s
+}
+
+// token reads the URI of a key in a token; what reads it then says more. A PIN
+// in it is not shown.
+func (d *decoder) token(n *yaml.Node) string {
+	w := d.str(n, "pkcs11", nil)
+	switch {
+	case w.Text == "":
+	case strings.Contains(w.Text, "pin-"):
+		d.fail(w.Pos, "", "pkcs11: a PIN has no place in an URI", "see passphrase-env and passphrase-file")
+	case !strings.HasPrefix(w.Text, "pkcs11:"):
+		d.fail(w.Pos, w.Text, "pkcs11: want an URI of RFC 7512, got "+quote(w.Text), "as in pkcs11:token=T;object=O?module-path=/usr/lib/softhsm/libsofthsm2.so")
+	}
+	return w.Text
 }
 
 func (d *decoder) boolean(n *yaml.Node, what string, into *bool) {

@@ -20,6 +20,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/sha256"
 	_ "crypto/sha512" // SHA-384 and SHA-512 for signatures
 	"crypto/x509"
@@ -29,6 +30,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/kofarm/kofarm/farm/kmod"
 )
@@ -124,6 +126,13 @@ func (k *Key) Subject() string { return k.cert.Subject.String() }
 // Fingerprint is the sha256 of the certificate in DER, in hex.
 func (k *Key) Fingerprint() string { return fingerprint(k.cert) }
 
+// SHA1Fingerprint is the sha1 of the certificate in DER, in hex: what MokManager
+// and mokutil show. It is for people to compare, and nothing depends on it.
+func (k *Key) SHA1Fingerprint() string {
+	sum := sha1.Sum(k.cert.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
 func fingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:])
@@ -177,4 +186,17 @@ func (k *Key) Sign(ctx context.Context, module []byte, hash Hash) ([]byte, error
 		return nil, err
 	}
 	return slices.Concat(plain, trailer), nil
+}
+
+// Verify checks a signature that Signature has made; see [VerifyDetached].
+func (k *Key) Verify(pkcs7, module []byte) error { return VerifyDetached(pkcs7, module, k.cert) }
+
+// trial is what Try signs.
+const trial = "kofarm: is the key there?"
+
+// Try finds out whether the key signs, before anything depends on it: it signs
+// the hash of a fixed text.
+func (k *Key) Try(ctx context.Context) error {
+	_, err := k.Signature(ctx, strings.NewReader(trial), SHA256)
+	return err
 }

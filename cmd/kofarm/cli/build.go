@@ -48,7 +48,7 @@ func (a *app) packageCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := s.collector(output)
+			c, err := s.collector(cmd.Context(), output)
 			if err != nil {
 				return err
 			}
@@ -70,7 +70,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	c, err := s.collector(f.output)
+	c, err := s.collector(ctx, f.output)
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/apt"
@@ -85,16 +88,11 @@ func (s *session) output(flag string) string {
 }
 
 // path resolves a path of the farm file.
-func (s *session) path(p string) string {
-	if p == "" || filepath.IsAbs(p) {
-		return p
-	}
-	return filepath.Join(s.dir, p)
-}
+func (s *session) path(p string) string { return below(s.dir, p) }
 
 // collector makes what writes the output, and finds out whether it can: the
 // names of packages and the signing key are looked at before anything is built.
-func (s *session) collector(output string) (*farm.Collector, error) {
+func (s *session) collector(ctx context.Context, output string) (*farm.Collector, error) {
 	epoch, err := sourceDateEpoch()
 	if err != nil {
 		return nil, err
@@ -110,7 +108,37 @@ func (s *session) collector(output string) (*farm.Collector, error) {
 			return nil, &matrix.Error{File: s.farm.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
 		}
 	}
+	if o := s.farm.Output.SignModules; o != nil {
+		if c.ModuleKey, err = moduleKey(ctx, s.farm.File, s.dir, o); err != nil {
+			return nil, err
+		}
+	}
 	return c, c.Check(s.plan.Cells)
+}
+
+// moduleKey makes what signs modules as a farm file in dir says, and tries it.
+func moduleKey(ctx context.Context, file, dir string, o *matrix.ModuleSigning) (*modsign.Key, error) {
+	source := modsign.Source{Key: below(dir, o.Key), KeyEnv: o.KeyEnv, PKCS11: o.PKCS11, Command: slices.Clone(o.Command),
+		Certificate: below(dir, o.Certificate), PassphraseEnv: o.PassphraseEnv, PassphraseFile: below(dir, o.PassphraseFile)}
+	if len(source.Command) > 0 && strings.Contains(source.Command[0], "/") {
+		source.Command[0] = below(dir, source.Command[0])
+	}
+	k, err := modsign.Load(source)
+	if err == nil {
+		err = k.Try(ctx)
+	}
+	if err != nil {
+		return nil, &matrix.Error{File: file, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
+	}
+	return k, nil
+}
+
+// below resolves a path of a farm file in dir.
+func below(dir, p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(dir, p)
 }
 
 // sourceDateEpoch reads SOURCE_DATE_EPOCH, seconds since 1970; nil where it is
