@@ -109,8 +109,8 @@ const (
 const installedPrefix = "files"
 
 // ReadOutput reads the tar that the recipe has written. It takes nothing on
-// trust: the entries must be regular files with the names that the report
-// announces, each once.
+// trust: it must be one archive whose entries are regular files with the names
+// that the report announces, each once.
 func ReadOutput(r io.Reader) (Output, error) {
 	var out Output
 	files := map[string][]byte{}
@@ -123,16 +123,40 @@ func ReadOutput(r io.Reader) (Output, error) {
 		if err != nil {
 			return out, fmt.Errorf("reading the build's output: %w", err)
 		}
-		if inside(h.Name) {
+		switch {
+		case len(h.PAXRecords) > 0: // a sparse file's zeros would come out of nothing, without end
+			err = errors.New("an extended header, of a sparse file perhaps; the recipe writes none")
+		case inside(h.Name):
 			err = out.install(h, tr)
-		} else {
+		default:
 			err = readEntry(files, h, tr)
 		}
 		if err != nil {
 			return out, fmt.Errorf("the build's output: %q: %w", h.Name, err)
 		}
 	}
+	if err := onlyZeros(r); err != nil {
+		return out, fmt.Errorf("the build's output: %w", err)
+	}
 	return assemble(files, out)
+}
+
+// onlyZeros reads the rest of an archive, which fills its last record. More
+// would be an archive behind the one that was read.
+func onlyZeros(r io.Reader) error {
+	block := make([]byte, 512)
+	for {
+		n, err := r.Read(block)
+		if bytes.ContainsFunc(block[:n], func(c rune) bool { return c != 0 }) {
+			return errors.New("the archive has something after its end")
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func inside(name string) bool {

@@ -93,6 +93,15 @@ func TestReadOutput(t *testing.T) {
 	if _, err := ReadOutput(bytes.NewReader(archive(t, report(Built, "a"), ko)[:700])); err == nil {
 		t.Error("a truncated output was accepted")
 	}
+	whole := archive(t, report(Built, "a"), ko)
+	if _, err := ReadOutput(bytes.NewReader(append(bytes.Clone(whole), make([]byte, 9000)...))); err != nil {
+		t.Errorf("a last record that is filled with zeros: %v", err)
+	}
+	for name, more := range map[string][]byte{"an archive": whole, "a byte": {1}} {
+		if _, err := ReadOutput(bytes.NewReader(append(bytes.Clone(whole), more...))); err == nil || !strings.Contains(err.Error(), "after its end") {
+			t.Errorf("%s behind the archive: %v", name, err)
+		}
+	}
 }
 
 func FuzzReadOutput(f *testing.F) {
