@@ -41,12 +41,16 @@ func store(t testing.TB) string {
 	return rig.Cache(t, "runner-containerd")
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { workertest.Run(t, backend(t)) }
+
+func TestIsolation(t *testing.T) { workertest.Isolation(t, backend(t)) }
+
+func backend(t testing.TB) workertest.Backend {
 	dir := store(t)
-	workertest.Run(t, workertest.Backend{
+	return workertest.Backend{
 		Open: func(t testing.TB) worker.Runner { return open(t, dir) },
 		Left: func(t testing.TB) []string { return left(t, dir) },
-	})
+	}
 }
 
 func TestKilled(t *testing.T) {

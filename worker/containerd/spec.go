@@ -16,15 +16,15 @@ import (
 // specification describes a task's container: all namespaces, no capability, a
 // network of nothing but lo, and a cgroup with the container's id for a name.
 func specification(task worker.Task, id string) (*specs.Spec, error) {
-	umask := uint32(0o022)
+	umask, oomScore := uint32(0o022), worker.OOMScore
 	spec := &specs.Spec{
 		Version:  "1.0.2",
 		Root:     &specs.Root{Path: "rootfs", Readonly: true},
 		Hostname: worker.Hostname,
 		Process: &specs.Process{
 			User: specs.User{Umask: &umask}, Args: task.Args, Env: task.Env, Cwd: "/",
-			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
-			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 4096}},
+			Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true, OOMScoreAdj: &oomScore,
+			Rlimits: rlimits(),
 		},
 		Mounts: mounts(task.Limits.Disk),
 		Linux: &specs.Linux{
@@ -38,6 +38,13 @@ func specification(task worker.Task, id string) (*specs.Spec, error) {
 	var err error
 	spec.Linux.Seccomp, err = seccomp.Profile()
 	return spec, err
+}
+
+func rlimits() (all []specs.POSIXRlimit) {
+	for _, l := range worker.Rlimits() {
+		all = append(all, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})
+	}
+	return all
 }
 
 func mounts(disk int64) []specs.Mount {

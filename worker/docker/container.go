@@ -34,7 +34,7 @@ func (r *Runner) describe(task worker.Task, image string) (*container.Config, *c
 		CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges", "seccomp=" + filter},
 		LogConfig: container.LogConfig{Type: "none"}, Init: &no,
 		DNS: []string{"127.0.0.1"}, DNSSearch: []string{"."}, // not the host's
-		ShmSize: task.Limits.Disk, Tmpfs: tmpfs(task.Limits.Disk),
+		Tmpfs: tmpfs(task.Limits.Disk), OomScoreAdj: worker.OOMScore,
 		MaskedPaths: worker.MaskedPaths(), ReadonlyPaths: worker.ReadonlyPaths(),
 		Resources: resources(task.Limits),
 	}
@@ -58,7 +58,7 @@ func tmpfs(disk int64) map[string]string {
 	if disk > 0 {
 		size = fmt.Sprintf(",size=%d,nr_inodes=%d", disk, max(disk/4096, 1024))
 	}
-	mounts := map[string]string{}
+	mounts := map[string]string{"/dev/shm": "noexec,nosuid,nodev,mode=1777" + size} // Docker's own has no limit on files
 	for _, dir := range worker.Scratch() {
 		mounts[dir] = fmt.Sprintf("exec,nosuid,nodev,mode=%o", worker.ScratchMode(dir)) + size
 	}
@@ -68,7 +68,9 @@ func tmpfs(disk int64) map[string]string {
 func resources(limits worker.Limits) container.Resources {
 	res := container.Resources{
 		Memory: limits.Memory, MemorySwap: limits.Memory,
-		Ulimits: []*units.Ulimit{{Name: "core"}, {Name: "nofile", Soft: 1024, Hard: 4096}},
+	}
+	for _, l := range worker.Rlimits() {
+		res.Ulimits = append(res.Ulimits, &units.Ulimit{Name: l.Name, Soft: int64(l.Soft), Hard: int64(l.Hard)})
 	}
 	if limits.Processes > 0 {
 		res.PidsLimit = &limits.Processes

@@ -40,13 +40,17 @@ func store(t testing.TB) string {
 	return rig.Cache(t, "runner-docker")
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { workertest.Run(t, backend(t)) }
+
+func TestIsolation(t *testing.T) { workertest.Isolation(t, backend(t)) }
+
+func backend(t testing.TB) workertest.Backend {
 	dir := store(t)
-	workertest.Run(t, workertest.Backend{
+	return workertest.Backend{
 		Open:   func(t testing.TB) worker.Runner { return open(t, dir) },
 		NoPeak: true,
 		Left:   func(t testing.TB) []string { return containers(t, dir) },
-	})
+	}
 }
 
 func TestKilled(t *testing.T) {

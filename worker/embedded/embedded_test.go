@@ -119,19 +119,28 @@ func needRoot(t testing.TB) {
 }
 
 // TestConformance runs the suite as root or, where TestConformanceAsUser has
-// started it, as an ordinary user.
-func TestConformance(t *testing.T) {
+// started it, as an ordinary user; and so does TestIsolation.
+func TestConformance(t *testing.T) { workertest.Run(t, whose(t)) }
+
+func TestIsolation(t *testing.T) { workertest.Isolation(t, whose(t)) }
+
+func whose(t *testing.T) workertest.Backend {
 	b := backend(t.TempDir())
 	if os.Getenv(userVar) != "" {
 		b.NoCgroup = true
 	} else {
 		needRoot(t)
 	}
-	workertest.Run(t, b)
+	return b
 }
 
-// TestConformanceAsUser runs a copy of this test binary as an ordinary user.
-func TestConformanceAsUser(t *testing.T) {
+func TestConformanceAsUser(t *testing.T) { asUser(t, "TestConformance") }
+
+func TestIsolationAsUser(t *testing.T) { asUser(t, "TestIsolation") }
+
+// asUser runs a test in a copy of this test binary as an ordinary user.
+func asUser(t *testing.T, test string) {
+	t.Helper()
 	needRoot(t)
 	dir, err := os.MkdirTemp("", "kofarm-user-")
 	if err != nil {
@@ -146,7 +155,7 @@ func TestConformanceAsUser(t *testing.T) {
 	if err := errors.Join(os.WriteFile(binary, exe, 0o755), os.Chown(dir, user, user)); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestConformance$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^"+test+"$", "-test.v")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, userVar + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
@@ -154,7 +163,7 @@ func TestConformanceAsUser(t *testing.T) {
 	if err != nil {
 		t.Errorf("as user %d: %v\n%s", user, err, out)
 	}
-	if !bytes.Contains(out, []byte("--- PASS: TestConformance ")) {
+	if !bytes.Contains(out, []byte("--- PASS: "+test+" ")) {
 		t.Errorf("as user %d the suite did not pass:\n%.4000s", user, out)
 	}
 }

@@ -202,7 +202,7 @@ func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
-	umask := uint32(0o022)
+	umask, oomScore := uint32(0o022), worker.OOMScore
 	return &configs.Config{
 		Rootfs:            rootfs,
 		Readonlyfs:        true,
@@ -210,6 +210,7 @@ func containerConfig(cfg stageConfig, rootfs string) (*configs.Config, error) {
 		Hostname:          worker.Hostname,
 		ParentDeathSignal: int(unix.SIGKILL),
 		NoNewPrivileges:   true,
+		OomScoreAdj:       &oomScore,
 		NoNewKeyring:      false,
 		Capabilities:      &configs.Capabilities{},
 		Namespaces: configs.Namespaces{
@@ -236,9 +237,10 @@ const minData = 256 << 20
 // its limits. RLIMIT_DATA counts private writable memory since Linux 4.7.
 // RLIMIT_AS would also count what Go reserves and does not use.
 func rlimits(cfg stageConfig) []configs.Rlimit {
-	limits := []configs.Rlimit{
-		{Type: unix.RLIMIT_CORE},
-		{Type: unix.RLIMIT_NOFILE, Soft: 1024, Hard: 4096},
+	types := map[string]int{"core": unix.RLIMIT_CORE, "nofile": unix.RLIMIT_NOFILE, "sigpending": unix.RLIMIT_SIGPENDING, "msgqueue": unix.RLIMIT_MSGQUEUE}
+	var limits []configs.Rlimit
+	for _, l := range worker.Rlimits() {
+		limits = append(limits, configs.Rlimit{Type: types[l.Name], Soft: l.Soft, Hard: l.Hard})
 	}
 	if cfg.Cgroup {
 		return limits

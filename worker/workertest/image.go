@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -48,6 +49,9 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 		}
 		if e.Mode == 0 {
 			h.Mode = 0o755
+		}
+		if !utf8.ValidString(e.Name) {
+			h.Format = tar.FormatGNU // which has names of any bytes
 		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)

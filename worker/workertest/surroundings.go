@@ -21,6 +21,7 @@ func (s *suite) surroundings(t *testing.T) {
 		{"first process", "echo $$", "1\n"},
 		{"only its own processes", `for p in /proc/[0-9]*; do echo ${p#/proc/}; done`, "1\n"},
 		{"time zone", "date +%Z", "UTC\n"},
+		{"killed first without memory", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj", "500\n500\n"},
 		{"core files", "ulimit -c", "0\n"},
 		{"capabilities", `grep -h -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -s '\t' ' '`,
 			"CapInh: 0000000000000000\nCapPrm: 0000000000000000\nCapEff: 0000000000000000\nCapBnd: 0000000000000000\n" +
