@@ -191,6 +191,9 @@ func (k *Key) Sign(ctx context.Context, module []byte, hash Hash) ([]byte, error
 // Verify checks a signature that Signature has made; see [VerifyDetached].
 func (k *Key) Verify(pkcs7, module []byte) error { return VerifyDetached(pkcs7, module, k.cert) }
 
+// Check is [Verify] with the key's certificate.
+func (k *Key) Check(module []byte) error { return Verify(module, k.cert) }
+
 // trial is what Try signs.
 const trial = "kofarm: is the key there?"
 

@@ -98,15 +98,8 @@ func (s *session) collector(ctx context.Context, output string) (*farm.Collector
 		return nil, err
 	}
 	c := &farm.Collector{Store: s.store, Dir: s.output(output), Output: s.farm.Output, Epoch: epoch, Kernels: s.images}
-	if o := s.farm.Output.Sign; o != nil {
-		c.Signer, err = sign.Load(sign.Source{File: s.path(o.Key), Env: o.KeyEnv,
-			PassphraseEnv: o.PassphraseEnv, PassphraseFile: s.path(o.PassphraseFile)})
-		if err == nil && !c.Signer.Expires().IsZero() && c.Signer.Expires().Before(time.Now()) {
-			err = fmt.Errorf("the signing %s has expired on %s", c.Signer, c.Signer.Expires().UTC().Format(time.DateOnly))
-		}
-		if err != nil {
-			return nil, &matrix.Error{File: s.farm.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
-		}
+	if c.Signer, err = packageKey(s.farm, s.dir); err != nil {
+		return nil, err
 	}
 	if o := s.farm.Output.SignModules; o != nil {
 		if c.ModuleKey, err = moduleKey(ctx, s.farm.File, s.dir, o); err != nil {
@@ -114,6 +107,24 @@ func (s *session) collector(ctx context.Context, output string) (*farm.Collector
 		}
 	}
 	return c, c.Check(s.plan.Cells)
+}
+
+// packageKey loads the key that signs repositories and RPMs; nil where the farm
+// file in dir names none.
+func packageKey(f *matrix.Farm, dir string) (*sign.Key, error) {
+	o := f.Output.Sign
+	if o == nil {
+		return nil, nil
+	}
+	k, err := sign.Load(sign.Source{File: below(dir, o.Key), Env: o.KeyEnv,
+		PassphraseEnv: o.PassphraseEnv, PassphraseFile: below(dir, o.PassphraseFile)})
+	if err == nil && !k.Expires().IsZero() && k.Expires().Before(time.Now()) {
+		err = fmt.Errorf("the signing %s has expired on %s", k, k.Expires().UTC().Format(time.DateOnly))
+	}
+	if err != nil {
+		return nil, &matrix.Error{File: f.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
+	}
+	return k, nil
 }
 
 // moduleKey makes what signs modules as a farm file in dir says, and tries it.

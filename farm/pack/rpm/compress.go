@@ -39,6 +39,9 @@ func (c Compression) suffix() string {
 // takes no check of xz but CRC32.
 const kernelWindow = 1 << 20
 
+// Compress returns a module as packages have it.
+func (c Compression) Compress(plain []byte) ([]byte, error) { return c.compress(plain) }
+
 // compress returns a module as it is stored.
 func (c Compression) compress(data []byte) ([]byte, error) {
 	if c == Plain {

@@ -175,7 +175,7 @@ func (h header) marshal(region int) ([]byte, error) {
 
 // padding is what aligns a value of numbers at an offset.
 func (e entry) padding(offset int) int {
-	size := map[int]int{typeInt16: 2, typeInt32: 4}[e.kind]
+	size := map[int]int{typeInt16: 2, typeInt32: 4, typeInt64: 8}[e.kind]
 	if size == 0 {
 		return 0
 	}
