@@ -1,6 +1,3 @@
-// Package worker defines what a build needs from a place that can run it: a
-// Task goes in, the container's output stream and its log come out, and a
-// Result tells how it ended. Each backend lives in a package of its own.
 package worker
 
 import (

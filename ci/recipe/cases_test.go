@@ -178,7 +178,7 @@ func modules() []module {
 		{name: "eats", conf: "MAKE[0]='x=a; while :; do x=\\$x\\$x; done'\n", phase: "make", message: "limits.memory", alone: dangerous},
 		{name: "fd-3", conf: "echo '{}' >&3\nMAKE[0]='echo junk >&3 || gcc -c -o fd-3.ko x.c'\n", log: "3: Bad file descriptor", alone: ourRule},
 		{name: "fd-of-1", conf: "MAKE[0]='echo junk > /proc/1/fd/3; gcc -c -o fd-of-1.ko x.c'\n", phase: "output", message: "reading the build's output", alone: ourRule},
-		{name: "answers", conf: "MAKE[0]='tar -C / -cf /proc/1/fd/3 etc/passwd; gcc -c -o answers.ko x.c'\n", phase: "output", message: "has no result.json", alone: ourRule},
+		{name: "answers", conf: "MAKE[0]='tar -C / -cf /proc/1/fd/3 etc/passwd; gcc -c -o answers.ko x.c'\n", phase: "output", message: "has something after its end", alone: ourRule},
 		{name: "link", conf: "MAKE[0]='ln -s /etc/passwd link.ko'\n", phase: "modules", message: "link.ko is no regular file", alone: ourRule},
 		{name: "fifo", conf: "MAKE[0]='mkfifo fifo.ko'\n", phase: "modules", message: "fifo.ko is no regular file", alone: ourRule},
 		{name: "folder", conf: "MAKE[0]='mkdir folder.ko'\n", phase: "modules", message: "folder.ko is no regular file", alone: ourRule},

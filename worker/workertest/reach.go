@@ -129,11 +129,11 @@ func (s *isolation) network(t *testing.T) {
 // sockets lists all kinds that can be made: of Unix, IPv4 and IPv6, streams
 // (1), datagrams (2) and, of Unix, sequenced packets (5).
 func (s *isolation) sockets(t *testing.T) {
-	want := ""
+	var want strings.Builder
 	for _, kind := range []int{11, 12, 13, 15, 21, 22, 101, 102} { // a raw one of Unix is a datagram
-		want += fmt.Sprintf("family and type %d\n", kind)
+		fmt.Fprintf(&want, "family and type %d\n", kind)
 	}
-	s.tried(t, want, "families")
+	s.tried(t, want.String(), "families")
 }
 
 func (s *isolation) segments(t *testing.T) {
