@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -176,19 +178,42 @@ func mountOverlay(dir string, layers []string, lowest, target string) error {
 	return unix.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, options)
 }
 
+// cgroupDir is where systems have their cgroups, and where libcontainer wants
+// to see some.
+const cgroupDir = "/sys/fs/cgroup"
+
 // protectCgroups makes the host's cgroups read-only for this namespace: the
 // Runner has made the task's, and libcontainer, which takes a refusal for
 // "rootless", shall make none.
 func protectCgroups() error {
-	const dir = "/sys/fs/cgroup"
-	if _, err := os.Stat(dir); err != nil {
-		return nil
-	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE, &attr); err != nil {
-		return fmt.Errorf("making %s read-only: %w", dir, err)
+	err := unix.MountSetattr(unix.AT_FDCWD, cgroupDir, unix.AT_RECURSIVE, &attr)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is mounted there, or there is no /sys
+		err = standInCgroups()
+	}
+	if err != nil {
+		return fmt.Errorf("making %s read-only: %w", cgroupDir, err)
 	}
 	return nil
+}
+
+// standInCgroups mounts a cgroup namespace's own, empty view, read-only: in a
+// chroot, and behind `ip netns exec`, there are no cgroups.
+func standInCgroups() error {
+	runtime.LockOSThread() // a namespace is a thread's
+	defer runtime.UnlockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return err
+	}
+	if _, err := os.Stat(cgroupDir); errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Mount("kofarm", "/sys", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=1m,mode=755"); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(cgroupDir, 0o755); err != nil {
+			return err
+		}
+	}
+	return unix.Mount("kofarm", cgroupDir, "cgroup2", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
 // containerConfig describes the container: all namespaces but the user's own,
