@@ -14,9 +14,11 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -42,8 +44,10 @@ type Inputs struct {
 type Assembler struct {
 	Store   *store.Store
 	Fetcher Fetcher
+	Shared  Shared // where layers of packages may come from and go to; nil: nowhere
 
-	once singleflight.Group
+	once    singleflight.Group
+	offered sync.Map // names of layers
 }
 
 // Image makes the image, from the layers that are there and those that it makes.
@@ -103,9 +107,29 @@ func (a *Assembler) layers(ctx context.Context, in Inputs) ([]v1.Layer, error) {
 	return layers, err
 }
 
+// Shared holds layers outside the store, such as a registry that farms share.
+// Sources are not among them: they may be private.
+type Shared interface {
+	// Find brings a layer into the store, and reports whether it is there now.
+	Find(ctx context.Context, name string) bool
+	// Offer gives a layer of the store to those who want it.
+	Offer(ctx context.Context, name string)
+}
+
 func (a *Assembler) packages(ctx context.Context, pkgs []*apt.Package) (*store.Layer, error) {
-	return a.single(packagesName("packages", pkgs), func() (*store.Layer, error) {
-		return packageLayer(ctx, a.Store, a.Fetcher, pkgs)
+	name := packagesName("packages", pkgs)
+	return a.single(name, func() (*store.Layer, error) {
+		if a.Shared == nil {
+			return packageLayer(ctx, a.Store, a.Fetcher, pkgs)
+		}
+		if _, err := a.Store.Layer(name); errors.Is(err, store.ErrNotFound) && a.Shared.Find(ctx, name) {
+			return a.Store.Layer(name)
+		}
+		l, err := packageLayer(ctx, a.Store, a.Fetcher, pkgs)
+		if _, known := a.offered.LoadOrStore(name, true); err == nil && !known {
+			a.Shared.Offer(ctx, name)
+		}
+		return l, err
 	})
 }
 

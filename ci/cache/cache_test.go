@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -213,6 +214,44 @@ func TestSharedCache(t *testing.T) {
 	}
 	if got := report.Cells[0].Modules[0].SHA256; got != module {
 		t.Errorf("the module was built as %s, want %s", got, module)
+	}
+}
+
+// TestSharedImages has a second machine, which knows nothing, build what no one
+// has built yet: the layers of toolchain and headers come from the registry. A
+// layer that was changed there is made anew.
+func TestSharedImages(t *testing.T) {
+	w := newWorld(t)
+	addr := w.address(t)
+	reg := w.registry(t, addr, plain)
+	a := newMachine(t, t.TempDir(), addr, "readwrite", built(t).store, "blobs", "cache", "refs/layer")
+	a.env = w.env
+	_, first := a.build(t)
+	counts(t, "the first machine", first, 0)
+	layers := reg.tags(t, "packages-")
+	if len(layers) != 6 { // a toolchain, kbuild, common headers, the headers of two kernels, the module's build packages
+		t.Errorf("the registry has the layers %q", layers)
+	}
+
+	b := newMachine(t, t.TempDir(), addr, "read", "")
+	b.env, b.within = w.env, w.within
+	// Other arguments give the cells other keys.
+	rig.Write(t, b.dir, "farm.yaml", strings.Replace(farmOn(addr+"/team/kofarm", "readwrite"), "kernels:", "    make-args: [V=1]\nkernels:", 1))
+	w.fetched("")
+	r, report := b.build(t)
+	counts(t, "the second machine", report, 0)
+	if strings.Contains(r.Stderr, "WARN") {
+		t.Errorf("warnings:\n%s", r.Stderr)
+	}
+	for _, deb := range w.fetched(".deb") { // two for their Module.symvers
+		if !strings.Contains(deb, "/acpi-call-dkms_") && !regexp.MustCompile(`/linux-headers-[0-9.-]+(-cloud)?-amd64_`).MatchString(deb) {
+			t.Errorf("the second machine has downloaded %s", deb)
+		}
+	}
+	for i, c := range report.Cells {
+		if got, want := c.Modules[0].SHA256, first.Cells[i].Modules[0].SHA256; got != want {
+			t.Errorf("%s: the second machine has built %s, the first %s", c.Key, got, want)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -225,6 +226,21 @@ func (r *dockerRegistry) config(t testing.TB, key string) string {
 		t.Fatalf("%v: %s", err, data)
 	}
 	return strings.TrimPrefix(m.Config.Digest, "sha256:")
+}
+
+// tags lists the repository's tags that begin so.
+func (r *dockerRegistry) tags(t testing.TB, prefix string) []string {
+	t.Helper()
+	resp, err := http.Get("http://" + r.addr + "/v2/team/kofarm/tags/list")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var list struct{ Tags []string }
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(list.Tags, func(tag string) bool { return !strings.HasPrefix(tag, prefix) })
 }
 
 // forget removes the records of a report's cells from a machine's store, so that

@@ -16,7 +16,8 @@ import (
 	"github.com/kofarm/kofarm/matrix"
 )
 
-// cache is the shared cache that the farm file names, nil for none.
+// cache is the shared cache that the farm file names, nil for none. From now on
+// images share their layers there.
 func (a *app) cache(s *session) (farm.Cache, error) {
 	c := s.farm.Cache
 	if c.Registry == "" || a.offline {
@@ -26,6 +27,7 @@ func (a *app) cache(s *session) (farm.Cache, error) {
 	if err != nil {
 		return nil, &matrix.Error{File: s.farm.File, Line: c.Pos.Line, Column: c.Pos.Column, Msg: err.Error()}
 	}
+	s.images.Shared = shared.Layers(c.Mode == matrix.CacheReadWrite, a.log)
 	if c.Mode == matrix.CacheRead {
 		return farm.ReadOnly{Cache: shared}, nil
 	}
