@@ -67,6 +67,9 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	}
 	before := c.previous()
 	m := c.material()
+	if err := m.signing.prepare(ctx, results); err != nil {
+		return nil, err
+	}
 	packages, err := c.packages(m, results)
 	if err != nil {
 		return nil, err
@@ -104,9 +107,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if report.Signing, err = c.enroll(); err != nil {
 		return nil, err
 	}
-	if err := m.signing.report(ctx, results, report); err != nil {
-		return nil, err
-	}
+	m.signing.report(results, report)
 	for _, err := range refused {
 		report.Refused = append(report.Refused, err.Error())
 	}

@@ -91,7 +91,7 @@ func (d *debs) modulesPackage(r *Result) (Package, error) {
 	}
 	name, err := m.FileName()
 	h := d.packageKey(debFormat, "deb modules", r.Cell.Inputs.Source, m.Maintainer, m.KernelVersion, d.output.Modules, r.Cell.Module.License)
-	d.signing.addTo(h)
+	d.signing.addTo(h, r)
 	addResult(h, r)
 	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(ctx context.Context, w io.Writer) (err error) {
 		if m.Info, err = d.filled(m.Info, r); err != nil {
@@ -102,7 +102,7 @@ func (d *debs) modulesPackage(r *Result) (Package, error) {
 			return err
 		}
 		m.Compress = deb.Compression(suffix)
-		if m.Files, err = d.modules(ctx, r); err != nil {
+		if m.Files, err = d.modules(r); err != nil {
 			return err
 		}
 		return m.Write(w)

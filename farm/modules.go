@@ -9,12 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"text/template"
 
 	_ "embed"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/singleflight"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/farm/modsign"
@@ -34,7 +35,7 @@ const (
 // with; all that check signatures know it.
 const defaultHash = modsign.SHA256
 
-// signing signs modules while they are packed. The store holds what was built;
+// signing signs modules before they are packed. The store holds what was built;
 // a signature is made once and stored beside, so that another key changes
 // nothing but the packages, and a token that signs differently each time
 // changes nothing at all.
@@ -44,7 +45,20 @@ type signing struct {
 	records records
 	kernels Kernels
 
-	once singleflight.Group
+	made map[signedName]*signedModule
+}
+
+// signedName is a module of a cell.
+type signedName struct {
+	cell *Cell
+	name string
+}
+
+// signedModule is a module with its signature.
+type signedModule struct {
+	Blob
+	trailer []byte
+	err     error // why there is none: the cell's or the farm file's fault
 }
 
 // SigningError says that what signs modules is out of order. No package is at fault.
@@ -55,40 +69,85 @@ func (e *SigningError) Error() string { return "signing modules: " + e.Err.Error
 // Unwrap gives the signer's own error.
 func (e *SigningError) Unwrap() error { return e.Err }
 
-// addTo adds to a package's key what its modules are signed with.
-func (s *signing) addTo(key io.Writer) {
-	if s != nil {
-		fmt.Fprintf(key, "signed %d %s %q\n", signatureFormat, s.key.Fingerprint(), s.hash)
+// prepare signs all modules that may be packed.
+func (s *signing) prepare(ctx context.Context, results []*Result) error {
+	if s == nil {
+		return nil
 	}
+	s.made = map[signedName]*signedModule{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU())
+	for _, r := range results {
+		if !r.Packable() {
+			continue
+		}
+		for _, ko := range r.Record.Modules {
+			m := &signedModule{}
+			s.made[signedName{r.Cell, ko.Name}] = m
+			g.Go(func() error {
+				err := s.sign(ctx, r, ko, m)
+				if err == nil {
+					return nil
+				}
+				if refusal := (&PackError{}); errors.As(packError(ctx, err), &refusal) {
+					m.err, err = refusal.Err, nil
+				}
+				return err
+			})
+		}
+	}
+	return g.Wait()
 }
 
-// signedModule is a module with its signature.
-type signedModule struct {
-	Blob
-	open func() (io.ReadCloser, error)
-}
-
-// module signs one of a result's modules, unless the store has the signature.
-func (s *signing) module(ctx context.Context, r *Result, ko Module) (signedModule, error) {
+func (s *signing) sign(ctx context.Context, r *Result, ko Module, m *signedModule) error {
 	plain, err := s.plain(ko)
 	if err != nil {
-		return signedModule{}, err
+		return err
 	}
 	pkcs7, err := s.signature(ctx, r, ko, plain)
 	if err != nil {
-		return signedModule{}, fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
+		return fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
 	}
-	trailer, err := kmod.Trailer(pkcs7)
-	if err != nil {
-		return signedModule{}, err
+	if m.trailer, err = kmod.Trailer(pkcs7); err != nil {
+		return err
 	}
 	h := sha256.New()
 	h.Write(plain)
-	h.Write(trailer)
-	return signedModule{Blob{hex.EncodeToString(h.Sum(nil)), int64(len(plain) + len(trailer))}, func() (io.ReadCloser, error) {
-		plain, err := s.plain(ko) // again: hundreds of packages wait with their modules out of memory
-		return io.NopCloser(io.MultiReader(bytes.NewReader(plain), bytes.NewReader(trailer))), err
-	}}, nil
+	h.Write(m.trailer)
+	m.Blob = Blob{hex.EncodeToString(h.Sum(nil)), int64(len(plain) + len(m.trailer))}
+	return nil
+}
+
+// addTo adds to a package's key what its modules are signed with. Before
+// anything is built that is not known, and the key of no use.
+func (s *signing) addTo(key io.Writer, r *Result) {
+	if s == nil {
+		return
+	}
+	fmt.Fprintf(key, "signed %d %s %q\n", signatureFormat, s.key.Fingerprint(), s.hash)
+	for _, ko := range r.Record.Modules {
+		if m := s.made[signedName{r.Cell, ko.Name}]; m != nil {
+			fmt.Fprintf(key, "%s %s\n", ko.Name, m.SHA256)
+		}
+	}
+}
+
+// errNotPrepared says that a package holds a module which was not among those to sign.
+var errNotPrepared = errors.New("the module was not signed before it was packed")
+
+// module gives a signed module and how to read it.
+func (s *signing) module(r *Result, ko Module) (int64, func() (io.ReadCloser, error), error) {
+	m := s.made[signedName{r.Cell, ko.Name}]
+	if m == nil {
+		return 0, nil, errNotPrepared
+	}
+	if m.err != nil {
+		return 0, nil, m.err
+	}
+	return m.Size, func() (io.ReadCloser, error) {
+		plain, err := s.plain(ko)
+		return io.NopCloser(io.MultiReader(bytes.NewReader(plain), bytes.NewReader(m.trailer))), err
+	}, nil
 }
 
 // plain reads a module, without the signature that its own Makefile may have given it.
@@ -104,28 +163,22 @@ func (s *signing) plain(ko Module) ([]byte, error) {
 func (s *signing) signature(ctx context.Context, r *Result, ko Module, plain []byte) ([]byte, error) {
 	// The cell's key stands for the kernel's headers, which say the hash.
 	name := sha256hex(fmt.Appendf(nil, "kofarm signature %d\n%s\n%s\n%s\n%s\n", signatureFormat, s.key.Fingerprint(), s.hash, r.Cell.Key, ko.SHA256))
-	found, err, _ := s.once.Do(name, func() (any, error) {
-		if pkcs7, err := s.stored(name); err == nil && s.key.Verify(pkcs7, plain) == nil {
-			return pkcs7, nil
-		}
-		hash, err := s.hashFor(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		pkcs7, err := s.key.Signature(ctx, bytes.NewReader(plain), hash)
-		if err != nil {
-			return nil, &SigningError{err}
-		}
-		d, err := s.records.s.Put(pkcs7, signatureType)
-		if err != nil {
-			return nil, err
-		}
-		return pkcs7, s.records.s.SetRef(signatureRef, name, d)
-	})
+	if pkcs7, err := s.stored(name); err == nil && s.key.Verify(pkcs7, plain) == nil {
+		return pkcs7, nil
+	}
+	hash, err := s.hashFor(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return found.([]byte), nil
+	pkcs7, err := s.key.Signature(ctx, bytes.NewReader(plain), hash)
+	if err != nil {
+		return nil, &SigningError{err}
+	}
+	d, err := s.records.s.Put(pkcs7, signatureType)
+	if err != nil {
+		return nil, err
+	}
+	return pkcs7, s.records.s.SetRef(signatureRef, name, d)
 }
 
 func (s *signing) stored(name string) ([]byte, error) {
@@ -154,26 +207,18 @@ func (s *signing) hashFor(ctx context.Context, r *Result) (modsign.Hash, error) 
 
 // report adds the signed modules to the report. A module that could not be
 // signed for its kernel is in no package either.
-func (s *signing) report(ctx context.Context, results []*Result, report *Report) error {
+func (s *signing) report(results []*Result, report *Report) {
 	if s == nil {
-		return nil
+		return
 	}
 	for i, r := range results {
-		if !r.Packable() {
-			continue
-		}
 		for j := range report.Cells[i].Modules {
-			signed, err := s.module(ctx, r, r.Record.Modules[j])
-			if err != nil {
-				if _, ok := errors.AsType[*PackError](packError(ctx, err)); ok {
-					continue
-				}
-				return err
+			reported := &report.Cells[i].Modules[j]
+			if m := s.made[signedName{r.Cell, reported.Name}]; m != nil && m.err == nil {
+				reported.Signed = &m.Blob
 			}
-			report.Cells[i].Modules[j].Signed = &signed.Blob
 		}
 	}
-	return nil
 }
 
 // The files that help to enroll a certificate.

@@ -160,6 +160,15 @@ func TestSignedModules(t *testing.T) {
 	if n := s.signed.Load(); n != 2 || again.Files[0] != r.Files[0] {
 		t.Errorf("made anew: %d signatures, %+v, before it was %+v", n, again.Files[0], r.Files[0])
 	}
+
+	// Without the signatures, what the report says is what is packed.
+	if err := os.RemoveAll(filepath.Join(c.Store.Dir(), "refs", signatureRef)); err != nil {
+		t.Fatal(err)
+	}
+	other := collectReport(t, c, results).Cells[0]
+	if got, want := sha256hex(packed(t, c.Dir, other.Files[0])), other.Modules[0].Signed.SHA256; got != want || want == r.Cells[0].Modules[0].Signed.SHA256 {
+		t.Errorf("signed anew: packed is %s, reported %s, before it was %s", got, want, r.Cells[0].Modules[0].Signed.SHA256)
+	}
 }
 
 func TestAnotherModuleKey(t *testing.T) {

@@ -84,7 +84,7 @@ func addResult(h hash.Hash, r *Result) {
 func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
 // modules are a result's modules for the packers, signed where they shall be.
-func (m *material) modules(ctx context.Context, r *Result) ([]dkms.Module, error) {
+func (m *material) modules(r *Result) ([]dkms.Module, error) {
 	var list []dkms.Module
 	for _, ko := range r.Record.Modules {
 		packed := dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) {
@@ -92,11 +92,10 @@ func (m *material) modules(ctx context.Context, r *Result) ([]dkms.Module, error
 			return io.NopCloser(bytes.NewReader(data)), err
 		}}
 		if m.signing != nil {
-			s, err := m.signing.module(ctx, r, ko)
-			if err != nil {
+			var err error
+			if packed.Size, packed.Open, err = m.signing.module(r, ko); err != nil {
 				return nil, err
 			}
-			packed.Size, packed.Open = s.Size, s.open
 		}
 		list = append(list, packed)
 	}

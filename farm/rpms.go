@@ -77,7 +77,7 @@ func (p *rpms) modulesPackage(r *Result) (Package, error) {
 	info, build := p.info(r), rpm.Build{Kernel: p.kernel(r)}
 	name, err := rpm.FileName(info, build.Kernel)
 	h := p.packageKey(rpmFormat, "rpm modules", r.Cell.Inputs.Source, append(p.key("", info, r.Cell.Inputs.Source), p.output.Modules)...)
-	p.signing.addTo(h)
+	p.signing.addTo(h, r)
 	addResult(h, r)
 	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(ctx context.Context, w io.Writer) error {
 		symvers, err := p.kernels.Symvers(ctx, r.Cell.Inputs, r.Cell.Kernel.Release)
@@ -94,7 +94,7 @@ func (p *rpms) modulesPackage(r *Result) (Package, error) {
 			return err
 		}
 		build.Compression = rpm.Compression(suffix)
-		if build.Modules, err = p.modules(ctx, r); err != nil {
+		if build.Modules, err = p.modules(r); err != nil {
 			return err
 		}
 		return licensed(r, rpm.Package(w, info, build))

@@ -48,24 +48,22 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 		Compression: dkms.Compression(t.out.Compression)}
 	var builds []dkms.Build
 	h := t.packageKey(tarballFormat, "dkms tarball", src, layout, info.Compression)
-	if layout != dkms.SourceOnly {
-		t.signing.addTo(h)
-	}
 	for _, r := range results {
 		addResult(h, r)
 		if layout != dkms.SourceOnly {
+			t.signing.addTo(h, r)
 			builds = append(builds, t.build(r, h))
 		}
 	}
 	return Package{
 		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warning: layout.Warning(info.Name, info.Version), Key: sum(h),
-		Write: func(ctx context.Context, w io.Writer) error {
+		Write: func(_ context.Context, w io.Writer) error {
 			if layout != dkms.Full && layout != dkms.SourceOnly {
-				return t.load(ctx, w, info, builds, results)
+				return t.load(w, info, builds, results)
 			}
 			return t.withTree(src, func(root *os.Root) error {
 				info.Source = dkms.SourceFS(root.FS())
-				return t.load(ctx, w, info, builds, results)
+				return t.load(w, info, builds, results)
 			})
 		},
 	}
@@ -83,9 +81,9 @@ func (t *tarballs) build(r *Result, key io.Writer) dkms.Build {
 
 // load reads the modules and the Module.symvers that go along, and writes the
 // tarball.
-func (t *tarballs) load(ctx context.Context, w io.Writer, info dkms.Info, builds []dkms.Build, results []*Result) (err error) {
+func (t *tarballs) load(w io.Writer, info dkms.Info, builds []dkms.Build, results []*Result) (err error) {
 	for i := range builds {
-		if builds[i].Modules, err = t.modules(ctx, results[i]); err != nil {
+		if builds[i].Modules, err = t.modules(results[i]); err != nil {
 			return err
 		}
 		if s := results[i].Record.Symvers; s != nil {
