@@ -334,15 +334,25 @@ func (u *aptUpdate) publish(r *release) error {
 	return u.publishRelease(text, r.date)
 }
 
+// releaseKey is the public key for those who may take it from there, beside the
+// Release, as the Open Build Service has it. It goes into a signed-by= as it is.
+const releaseKey = "Release.key"
+
 func (u *aptUpdate) publishRelease(text []byte, at time.Time) error {
 	if u.a.Signer == nil {
 		if err := u.t.putBytes(u.file("Release"), text); err != nil {
 			return err
 		}
-		if err := u.t.remove(u.file("InRelease")); err != nil {
-			return err
+		for _, name := range []string{"InRelease", "Release.gpg", releaseKey} {
+			if err := u.t.remove(u.file(name)); err != nil {
+				return err
+			}
 		}
-		return u.t.remove(u.file("Release.gpg"))
+		return nil
+	}
+	key, err := u.a.Signer.PublicArmored()
+	if err != nil {
+		return err
 	}
 	detached, err := u.a.Signer.DetachArmored(strings.NewReader(string(text)), at)
 	if err != nil {
@@ -350,6 +360,9 @@ func (u *aptUpdate) publishRelease(text []byte, at time.Time) error {
 	}
 	inRelease, err := u.a.Signer.ClearSign(text, at)
 	if err != nil {
+		return err
+	}
+	if err := u.t.putBytes(u.file(releaseKey), key); err != nil {
 		return err
 	}
 	if err := u.t.putBytes(u.file("Release"), text); err != nil {

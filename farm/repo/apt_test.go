@@ -128,7 +128,13 @@ func TestRealAptInstallsFromIt(t *testing.T) {
 			a := testAPT(dir)
 			a.Signer = key
 			update(t, a, one, two)
-			c := newClient(t, serve(t, dir), "stable", signedBy(publicKey(t, key)))
+			public, err := os.ReadFile(filepath.Join(dir, "dists/stable", releaseKey))
+			if err != nil {
+				t.Fatal(err)
+			}
+			keyring := filepath.Join(t.TempDir(), "farm.asc") // apt takes an armored key by that ending
+			write(t, keyring, string(public))
+			c := newClient(t, serve(t, dir), "stable", signedBy(keyring))
 			c.must(t, "update")
 			if got := c.versions(t, "foo-modules-6.1.0-1-amd64"); got != "1:1.0+6.1.1-1" {
 				t.Errorf("apt sees versions %q", got)
