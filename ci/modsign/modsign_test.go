@@ -306,19 +306,27 @@ func forget(t *testing.T) {
 // afterwards signs the packages of the unsigned dist.
 func afterwards(t *testing.T, dir string) {
 	var files []string
+	var meta string
 	for _, name := range entries(t, filepath.Join(dir, "plain")) {
-		if strings.Contains(name, "-meta") || !strings.Contains(name, ".dkms.tar.") && !strings.HasSuffix(name, ".deb") && !strings.HasSuffix(name, ".rpm") {
+		if !strings.Contains(name, ".dkms.tar.") && !strings.HasSuffix(name, ".deb") && !strings.HasSuffix(name, ".rpm") {
 			continue
 		}
 		if strings.HasSuffix(name, ".deb") && strings.Contains(name, "-modules-cloud-amd64_") {
-			continue // follows the newest kernel, and holds nothing
+			meta = name // it follows the newest kernel, and holds nothing
+			continue
 		}
 		files = append(files, filepath.Join("plain", name))
 	}
 	kofarm := func(want int, args ...string) rig.Result {
 		return rig.Kofarm(t, want, dir, rig.Store(t), append([]string{"sign"}, args...)...)
 	}
-	kofarm(0, append([]string{"--farm", "first.yaml", "-o", "signed"}, files...)...)
+	kofarm(0, append([]string{"--farm", "first.yaml", "-o", "signed", filepath.Join("plain", meta)}, files...)...)
+	if !bytes.Equal(read(t, filepath.Join(dir, "signed", meta)), read(t, filepath.Join(dir, "plain", meta))) {
+		t.Error("a package without modules is changed")
+	}
+	if r := kofarm(1, "--verify", "--farm", "first.yaml", filepath.Join("plain", meta)); !strings.Contains(r.Stderr, "no modules") {
+		t.Errorf("nothing to verify: %s", r.Stderr)
+	}
 	var signed []string
 	for _, f := range files {
 		name := filepath.Base(f)

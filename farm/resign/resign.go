@@ -174,4 +174,4 @@ func Each(r io.Reader, kind Kind, show func(name string, module []byte) error) (
 }
 
 // ErrNoModules says that there is nothing to sign.
-var ErrNoModules = errors.New("there are no modules in it")
+var ErrNoModules = errors.New("there are no modules in any of the files")

@@ -84,7 +84,7 @@ func (a *app) sign(ctx context.Context, files []string, f signFlags) error {
 	if err != nil {
 		return err
 	}
-	all := []signed{}
+	all, modules := []signed{}, 0
 	var errs []error
 	for i, file := range files {
 		done, err := s.file(ctx, file, kinds[i])
@@ -92,7 +92,7 @@ func (a *app) sign(ctx context.Context, files []string, f signFlags) error {
 			errs = append(errs, fmt.Errorf("%s: %w", file, err))
 			continue
 		}
-		all = append(all, *done)
+		all, modules = append(all, *done), modules+len(done.Modules)
 		if !a.quiet && !a.json {
 			a.printSigned(done, s.verb)
 		}
@@ -103,6 +103,9 @@ func (a *app) sign(ctx context.Context, files []string, f signFlags) error {
 			return err
 		}
 		fmt.Fprintln(a.stdout, string(data))
+	}
+	if len(errs) == 0 && modules == 0 {
+		errs = append(errs, resign.ErrNoModules)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &exitError{exitFailed, err}
@@ -275,7 +278,13 @@ func (s *fileSigner) into(out, in *os.File, name string, kind resign.Kind, chang
 	if err != nil {
 		return nil, err
 	}
-	if kind == resign.RPM && s.rpms != nil {
+	if len(done.Modules) == 0 { // a meta package, say: it stays as it is, signature and all
+		done.Dropped = nil
+		if err := copyOver(out, in); err != nil {
+			return nil, err
+		}
+	}
+	if len(done.Modules) > 0 && kind == resign.RPM && s.rpms != nil {
 		if err := signAgain(out, s.rpms); err != nil {
 			return nil, fmt.Errorf("signing the package: %w", err)
 		}
@@ -288,6 +297,20 @@ func (s *fileSigner) into(out, in *os.File, name string, kind resign.Kind, chang
 	_, err = io.Copy(h, out)
 	done.SHA256 = hex.EncodeToString(h.Sum(nil))
 	return done, err
+}
+
+// copyOver makes a file the copy of another.
+func copyOver(out, in *os.File) error {
+	for _, f := range []*os.File{out, in} {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	if err := out.Truncate(0); err != nil {
+		return err
+	}
+	_, err := io.Copy(out, in)
+	return err
 }
 
 // signAgain gives an RPM a signature of its header.
@@ -311,11 +334,9 @@ func outcome(name string, found *resign.Found, err error) (*signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(found.Modules) == 0 {
-		return nil, resign.ErrNoModules
+	modules := append([]string{}, found.Modules...)
+	if len(modules) == 1 && modules[0] == "" {
+		modules[0] = filepath.Base(name)
 	}
-	if found.Modules[0] == "" {
-		found.Modules[0] = filepath.Base(name)
-	}
-	return &signed{File: name, Modules: found.Modules, Dropped: found.Dropped}, nil
+	return &signed{File: name, Modules: modules, Dropped: found.Dropped}, nil
 }

@@ -30,7 +30,7 @@ const maxControl = 64 << 20
 func Rewrite(w io.Writer, r io.Reader, e edit.Edit) (dropped []string, err error) {
 	p := &rewriting{edit: e, sums: map[string]string{}}
 	if err := p.read(r); err != nil {
-		return nil, errors.Join(fmt.Errorf("rewriting the package: %w", err), p.close())
+		return nil, errors.Join(fmt.Errorf("package: %w", err), p.close())
 	}
 	members := []member{{"debian-binary", strings.NewReader("2.0\n"), 4},
 		{p.controlName, p.control.reader(), p.control.size}, {p.dataName, p.data.reader(), p.data.size}}

@@ -32,7 +32,7 @@ func Rewrite(w io.Writer, r io.Reader, e edit.Edit) error {
 		_, err = io.Copy(io.Discard, plain) // so that the compressed stream's checksum is looked at
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("rewriting the tarball: %w", err), done())
+		return errors.Join(fmt.Errorf("tarball: %w", err), done())
 	}
 	return errors.Join(tw.Close(), done())
 }

@@ -27,7 +27,7 @@ func Rewrite(w io.Writer, r io.Reader, e edit.Edit) (dropped bool, err error) {
 		err = errors.Join(err, p.payload.Close())
 	}
 	if err != nil {
-		return dropped, fmt.Errorf("rewriting the package: %w", err)
+		return dropped, fmt.Errorf("package: %w", err)
 	}
 	return dropped, nil
 }
