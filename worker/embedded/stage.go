@@ -107,26 +107,39 @@ func stage(control *os.File) (stageStatus, error) {
 		Args: cfg.Args, Env: cfg.Env, Cwd: "/", Init: true,
 		Stdout: os.Stdout, Stderr: os.Stderr,
 	}
-	start := time.Now()
-	if err := c.Run(process); err != nil {
+	if err := c.Start(process); err != nil {
 		return stageStatus{}, errors.Join(fmt.Errorf("starting the container: %w", err), c.Destroy())
 	}
 	go func() {
 		_, _ = io.Copy(io.Discard, control) // until the runner closes it
 		_ = c.Signal(unix.SIGKILL)
 	}()
+	s, err := await(c, process)
+	return s, errors.Join(err, c.Destroy())
+}
+
+// await lets a container's first process, which is ready, execute the command,
+// and waits for its end. What it looks at in the end it has opened before, as a
+// short command may be over at once.
+func await(c *libcontainer.Container, process *libcontainer.Process) (stageStatus, error) {
 	probe := openScratch(process)
 	defer probe.Close()
+	start := time.Now()
+	if err := c.Exec(); err != nil {
+		_ = c.Signal(unix.SIGKILL)
+		_, _ = process.Wait()
+		return stageStatus{}, fmt.Errorf("executing the command: %w", err)
+	}
 	ps, err := process.Wait()
 	s := stageStatus{Duration: time.Since(start), DiskFull: probe.Full()}
 	if ps == nil {
-		return s, errors.Join(fmt.Errorf("waiting for the container: %w", err), c.Destroy())
+		return s, fmt.Errorf("waiting for the container: %w", err)
 	}
 	s.ExitCode = ps.ExitCode()
 	if ws := ps.Sys().(syscall.WaitStatus); ws.Signaled() {
 		s.ExitCode = 128 + int(ws.Signal())
 	}
-	return s, c.Destroy()
+	return s, nil
 }
 
 // mountRoot mounts the overlay of the layers, and a small file system for the
