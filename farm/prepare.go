@@ -206,11 +206,7 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	src := m.Source
 	switch {
 	case src.Deb != "":
-		file, err := s.fetchDeb(ctx, src)
-		if err != nil {
-			return nil, err
-		}
-		return images.DebSource(file)
+		return s.debSource(ctx, src)
 	case src.Dir != "":
 		return images.DirSource(s.path(src.Dir))
 	}
@@ -232,19 +228,28 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	return found, err
 }
 
-func (s *prepared) fetchDeb(ctx context.Context, src matrix.Source) (string, error) {
+func (s *prepared) debSource(ctx context.Context, src matrix.Source) (*images.Source, error) {
 	suite := s.anySuite(src.Distribution, src.Suite)
 	if suite == nil {
-		return "", fmt.Errorf("suite %q of %s is not open", src.Suite, src.Distribution)
+		return nil, fmt.Errorf("suite %q of %s is not open", src.Suite, src.Distribution)
 	}
 	found, err := suite.Lookup(src.Deb)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(found) == 0 {
-		return "", fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
+		return nil, fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
 	}
-	return s.fetchFile(ctx, found[0].File())
+	file, err := s.fetchFile(ctx, found[0].File())
+	if err != nil {
+		return nil, err
+	}
+	source, err := images.DebSource(file)
+	if err != nil {
+		return nil, err
+	}
+	source.Package = found[0]
+	return source, nil
 }
 
 // fetchFile fetches a source, and verifies it even if it was there already.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/images/store"
 )
 
@@ -45,6 +46,9 @@ type Source struct {
 	// Epoch is the time of dkms.conf in the deb or tarball; of a folder, whose
 	// times say nothing, the time that layers have.
 	Epoch time.Time
+	// Package is the archive's package that the source is; nil for all other
+	// sources. Whoever finds it sets it.
+	Package *apt.Package
 
 	root string // of the tree in the entries; "" for the entries' own root
 	open func() (entries, error)

@@ -155,18 +155,9 @@ func (k *Key) Signature(ctx context.Context, module io.Reader, hash Hash) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	h := a.hash.New()
-	if _, err := io.Copy(h, module); err != nil {
-		return nil, fmt.Errorf("reading the module: %w", err)
-	}
-	digest := h.Sum(nil)
-	value, err := k.signer.Sign(ctx, digest, a.hash)
+	value, err := k.value(ctx, module, a)
 	if err != nil {
-		return nil, fmt.Errorf("signing with the key of %q: %w", k.Subject(), err)
-	}
-	// A token or a command may sign with another key, or make nonsense.
-	if err := check(k.cert.PublicKey, a.hash, digest, value); err != nil {
-		return nil, fmt.Errorf("signing with the key of %q: what signs has given a signature of %d bytes that does not fit: %w", k.Subject(), len(value), err)
+		return nil, err
 	}
 	return encode(k.cert, a, value)
 }

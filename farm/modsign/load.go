@@ -2,6 +2,7 @@ package modsign
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -36,6 +37,9 @@ type Source struct {
 	// variable that holds it, or a path whose first line it is (/dev/fd/3 for an
 	// open file).
 	PassphraseEnv, PassphraseFile string
+
+	// Use is how errors name the key; "" for "module signing key".
+	Use string
 }
 
 // Load reads a certificate and the key that goes with it, or finds out how to
@@ -44,7 +48,7 @@ type Source struct {
 func Load(s Source) (*Key, error) {
 	k, err := s.load()
 	if err != nil {
-		return nil, fmt.Errorf("module signing key: %w", err)
+		return nil, fmt.Errorf("%s: %w", cmp.Or(s.Use, "module signing key"), err)
 	}
 	return k, nil
 }
