@@ -151,6 +151,9 @@ func checkFilename(name string) error {
 	return nil
 }
 
+// URLs returns the addresses of a path below each mirror.
+func URLs(mirrors []string, name string) []string { return joinURLs(mirrors, name) }
+
 // joinURLs returns the addresses of a path below each mirror.
 func joinURLs(mirrors []string, name string) []string {
 	parts := strings.Split(name, "/")

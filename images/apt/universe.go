@@ -12,8 +12,9 @@ import (
 // Universe joins the suites that packages may come from, such as a suite with its updates, security
 // and backports. It is safe for concurrent use.
 type Universe struct {
-	indexes []*Index
-	pins    map[string]string
+	indexes   []*Index
+	pins      map[string]string
+	preferred map[string][]string
 
 	mu        sync.Mutex
 	named     map[string][]*Package
@@ -39,6 +40,10 @@ func NewUniverse(pins map[string]string, indexes ...*Index) (*Universe, error) {
 	return &Universe{indexes: indexes, pins: pins, named: map[string][]*Package{}, providers: map[string][]Provider{}}, nil
 }
 
+// Prefer makes versions of packages, by their names, come before all others. It is called before the first
+// look-up.
+func (u *Universe) Prefer(versions map[string][]string) { u.preferred = versions }
+
 // Arch is the universe's architecture, Debian's name; empty where there is no index.
 func (u *Universe) Arch() string {
 	if len(u.indexes) == 0 {
@@ -56,7 +61,7 @@ func (u *Universe) Suites() []string {
 	return suites
 }
 
-// Lookup returns the versions of a package, best first: of the pinned suite, then by the priority of
+// Lookup returns the versions of a package, best first: those preferred, of the pinned suite, then by the priority of
 // the release (backports come after all others), then by version. The first one is what apt calls
 // the candidate. The packages are shared and must not be changed.
 func (u *Universe) Lookup(name string) ([]*Package, error) {
@@ -81,7 +86,11 @@ func (u *Universe) lookup(name string) ([]*Package, error) {
 	}
 	pin := u.pins[name]
 	pinned := func(p *Package) bool { return pin != "" && p.Suite == pin }
+	preferred := func(p *Package) int { return btoi(slices.Contains(u.preferred[name], p.Version)) }
 	slices.SortStableFunc(all, func(a, b *Package) int {
+		if c := cmp.Compare(preferred(b), preferred(a)); c != 0 {
+			return c
+		}
 		if pinned(a) != pinned(b) {
 			return cmp.Compare(btoi(pinned(b)), btoi(pinned(a)))
 		}

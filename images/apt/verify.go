@@ -27,7 +27,7 @@ const (
 var (
 	ErrUnsigned     = errors.New("not signed")
 	ErrUnknownKey   = errors.New("signed by an unknown key")
-	ErrBadSignature = errors.New("wrong signature")
+	ErrBadSignature = errors.New("wrongly signed")
 	ErrKeyExpired   = errors.New("signed by an expired key")
 	ErrExpired      = errors.New("expired")
 	ErrFuture       = errors.New("dated in the future")
