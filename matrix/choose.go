@@ -115,6 +115,9 @@ func latest(candidates []entry, n int) []entry {
 
 // axes reports suites, archs and flavors that the catalogue does not have, and says whether there were none.
 func (c *chooser) axes(whole []entry) bool {
+	if slices.ContainsFunc(whole, func(k entry) bool { return k.Locked }) {
+		return true
+	}
 	before := len(c.errs)
 	ours := wordSet(c.set.Suites)
 	var distribution, suites []entry

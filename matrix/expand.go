@@ -25,16 +25,12 @@ const MaxCells = 1_000_000
 // with one distribution, suite, release and arch the first counts. Every name and version of f.Modules must
 // be known. All errors come at once, as from Parse.
 func Expand(f *Farm, catalogue []Kernel) (*Plan, []Warning, error) {
-	e := &expander{reports: reports{file: f.File}, farm: f, chosen: make(map[kernelKey]*choice)}
-	e.checkModules()
-	if err := e.index(catalogue); err != nil {
+	e, err := newExpander(f, catalogue)
+	if err != nil {
 		return nil, nil, err
 	}
-	for i := range f.Kernels {
-		e.choose(f.Kernels[i])
-	}
-	rules := e.compileRules()
-	e.addIncluded(rules)
+	e.checkModules()
+	rules := e.chooseAll()
 	choices := e.sorted()
 	plan := &Plan{Versions: f.Modules}
 	if len(f.Modules)*len(choices) > MaxCells {
@@ -50,6 +46,21 @@ func Expand(f *Farm, catalogue []Kernel) (*Plan, []Warning, error) {
 	return plan, warnings, nil
 }
 
+func newExpander(f *Farm, catalogue []Kernel) (*expander, error) {
+	e := &expander{reports: reports{file: f.File}, farm: f, chosen: make(map[kernelKey]*choice)}
+	return e, e.index(catalogue)
+}
+
+// chooseAll chooses the kernels, and returns the farm's rules.
+func (e *expander) chooseAll() []*rule {
+	for i := range e.farm.Kernels {
+		e.choose(e.farm.Kernels[i])
+	}
+	rules := e.compileRules()
+	e.addIncluded(rules)
+	return rules
+}
+
 // expander is the state of one Expand.
 type expander struct {
 	reports
@@ -57,6 +68,7 @@ type expander struct {
 	catalogue []entry
 	chosen    map[kernelKey]*choice
 	order     []*choice // as they were chosen
+	twins     []*Kernel // chosen after another of the same release and arch
 }
 
 // entry is a kernel of the catalogue, prepared.
@@ -149,10 +161,14 @@ func (e *expander) choose(k KernelEntry) {
 
 // add adds a kernel to the plan, unless it is there.
 func (e *expander) add(k entry, why string) {
-	if e.chosen[k.key()] == nil {
+	first := e.chosen[k.key()]
+	switch {
+	case first == nil:
 		c := &choice{k, why}
 		e.chosen[k.key()] = c
 		e.order = append(e.order, c)
+	case first.Kernel != k.Kernel && !slices.Contains(e.twins, k.Kernel):
+		e.twins = append(e.twins, k.Kernel)
 	}
 }
 

@@ -159,8 +159,16 @@ type Archive struct {
 	SecurityMirrors []string // likewise of the security pocket; empty: it has none
 	Components      []string // default main
 	Keyring         string   // path of the OpenPGP keyring that its indexes are verified with
-	AllowExpired    []string // suites whose Release file may be past its Valid-Until; default none
+	// Fallbacks are where packages are that a lock names and the mirrors no longer have, and SecurityFallbacks
+	// those of the security pocket: mirrors, or archives of snapshots. In their URLs [Timestamp] stands for
+	// the time at which the package was in the archive. Default none.
+	Fallbacks, SecurityFallbacks []string
+
+	AllowExpired []string // suites whose Release file may be past its Valid-Until; default none
 }
+
+// Timestamp stands in a fallback's URL for a time such as 20260711T101637Z.
+const Timestamp = "{timestamp}"
 
 // Size is a number of bytes.
 type Size int64
@@ -188,8 +196,11 @@ type Build struct {
 	Parallel int // cells at a time; 0, the default: as many as there are cores
 	Retries  int // of an infrastructure failure; default 2
 	// Runtime is what runs the containers, one of [Runtimes]; "" where the file
-	// does not say.
+	// does not say, nor names daemons of one kind.
 	Runtime string
+	// Docker and Containerd are the daemons that cells are spread over; empty:
+	// the one that the environment says, or the usual one.
+	Docker, Containerd []Daemon
 }
 
 // The values of Build.Runtime.

@@ -15,6 +15,9 @@ type Kernel struct {
 	// Package and Version are the header package and its version in the archive; "" of a kernel of one's own.
 	Package, Version string
 	Custom           *CustomKernel // nil for a kernel of an archive
+	// Locked says that the catalogue has of its suite only what was chosen once, by the same farm file: what
+	// is missing there is no mistake of the file.
+	Locked bool
 }
 
 // Plan is an expanded farm. Nothing in it is to be changed.

@@ -52,11 +52,13 @@ func (d *decoder) archives(n *yaml.Node, archives map[string]Archive) {
 
 func (d *decoder) archive(n *yaml.Node, a *Archive, known bool) {
 	given := d.mapping(n, "archive", fields{
-		"mirrors":          func(n *yaml.Node) { a.Mirrors = texts(d.someWords(n, "mirrors", checkURL)) },
-		"security-mirrors": func(n *yaml.Node) { a.SecurityMirrors = texts(d.words(n, "security-mirrors", checkURL)) },
-		"components":       func(n *yaml.Node) { a.Components = texts(d.someWords(n, "components", checkComponent)) },
-		"keyring":          func(n *yaml.Node) { a.Keyring = d.str(n, "keyring", checkPath).Text },
-		"allow-expired":    func(n *yaml.Node) { a.AllowExpired = texts(d.words(n, "allow-expired", checkSuite)) },
+		"mirrors":            func(n *yaml.Node) { a.Mirrors = texts(d.someWords(n, "mirrors", checkURL)) },
+		"security-mirrors":   func(n *yaml.Node) { a.SecurityMirrors = texts(d.words(n, "security-mirrors", checkURL)) },
+		"fallbacks":          func(n *yaml.Node) { a.Fallbacks = texts(d.words(n, "fallbacks", checkURL)) },
+		"security-fallbacks": func(n *yaml.Node) { a.SecurityFallbacks = texts(d.words(n, "security-fallbacks", checkURL)) },
+		"components":         func(n *yaml.Node) { a.Components = texts(d.someWords(n, "components", checkComponent)) },
+		"keyring":            func(n *yaml.Node) { a.Keyring = d.str(n, "keyring", checkPath).Text },
+		"allow-expired":      func(n *yaml.Node) { a.AllowExpired = texts(d.words(n, "allow-expired", checkSuite)) },
 	})
 	if given == nil || known {
 		return
@@ -104,5 +106,10 @@ func (d *decoder) build(n *yaml.Node, b *Build) {
 		"parallel": func(n *yaml.Node) { d.integer(n, "parallel", 0, maxParallel, &b.Parallel) },
 		"retries":  func(n *yaml.Node) { d.integer(n, "retries", 0, maxRetries, &b.Retries) },
 		"runtime":  func(n *yaml.Node) { b.Runtime = d.word(n, "runtime", Runtimes()) },
+		"docker":   func(n *yaml.Node) { b.Docker = d.daemons(n, "docker", d.docker) },
+		"containerd": func(n *yaml.Node) {
+			b.Containerd = d.daemons(n, "containerd", d.containerd)
+		},
 	})
+	d.runtime(n, b)
 }

@@ -175,6 +175,15 @@ var headerPackage = regexp.MustCompile(`^linux-(headers|kbuild|compiler|bpf-dev|
 // kernel's headers with all that they depend on, and the build packages. The
 // kernel may be nil for one whose headers come from elsewhere.
 func (s *Suite) Resolve(kernel *Kernel, toolchain, build []string) (*Closure, error) {
+	c, err := s.Base(kernel, toolchain)
+	if err != nil {
+		return nil, err
+	}
+	return s.Extend(c, build)
+}
+
+// Base is Resolve without build packages.
+func (s *Suite) Base(kernel *Kernel, toolchain []string) (*Closure, error) {
 	roots, err := s.toolchainRoots(toolchain)
 	if err != nil {
 		return nil, err
@@ -194,14 +203,68 @@ func (s *Suite) Resolve(kernel *Kernel, toolchain, build []string) (*Closure, er
 			c.Toolchain = append(c.Toolchain, p)
 		}
 	}
+	return c, nil
+}
+
+// Extend adds to a closure of the suite what build packages need beside it.
+func (s *Suite) Extend(base *Closure, build []string) (*Closure, error) {
+	c := *base
 	if len(build) == 0 {
-		return c, nil
+		return &c, nil
 	}
+	all := slices.Concat(base.Toolchain, base.Headers)
+	slices.SortFunc(all, func(a, b *apt.Package) int { return strings.Compare(a.Name, b.Name) })
+	var err error
 	c.Extra, err = apt.Resolve(s.Universe, apt.Request{Roots: build, Base: all, Omit: omitted.MatchString})
 	if err != nil {
 		return nil, fmt.Errorf("build packages: %w", err)
 	}
-	return c, nil
+	return &c, nil
+}
+
+// imagePart are the packages that hold a kernel, beside linux-image itself (Debian's from 6.17 on).
+var imagePart = regexp.MustCompile(`^linux-(base|binary|modules)-[0-9]`)
+
+// Image finds the packages that hold the kernel itself and its modules, sorted
+// by name: of the headers' version, else the newest. There are none where the
+// archive has only headers.
+func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
+	found, err := s.Lookup("linux-image-" + k.Release)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	image := found[0]
+	for _, p := range found {
+		if p.Version == k.Version {
+			image = p
+		}
+	}
+	pkgs := []*apt.Package{image}
+	for _, d := range image.Depends {
+		if name := d[0].Name; imagePart.MatchString(name) && strings.HasSuffix(name, "-"+k.Release) {
+			parts, err := s.Lookup(name)
+			if err != nil {
+				return nil, err
+			}
+			for _, p := range parts {
+				if d[0].Version == "" || p.Version == d[0].Version {
+					pkgs = append(pkgs, p)
+					break
+				}
+			}
+		}
+	}
+	slices.SortFunc(pkgs, func(a, b *apt.Package) int { return strings.Compare(a.Name, b.Name) })
+	return pkgs, nil
+}
+
+// Dates gives, by the names of the pockets, when their indexes were made.
+func (s *Suite) Dates() map[string]time.Time {
+	dates := map[string]time.Time{}
+	for _, ix := range s.indexes {
+		dates[ix.Source.Suite] = ix.Release.Date
+	}
+	return dates
 }
 
 // toolchainRoots are the Essential packages, what the suite's dkms depends on,
