@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"worker/containerd":     {"worker"},
 	"worker/docker":         {"worker"},
 	"farm":                  {"farm", "images", "worker", "matrix"},
+	"farm/attest":           {"farm/modsign"},
 	"farm/kmod":             {},
 	"farm/modsign":          {"farm/kmod"},
 	"farm/pack":             {},
