@@ -18,9 +18,19 @@ type Output struct {
 	DKMS    *DKMSOutput // nil: no DKMS tarballs
 	Deb     *DebOutput  // nil: no debs
 	RPM     *RPMOutput  // nil: no RPMs
-	Sign    *Signing    // nil: repositories and RPMs are not signed
+	Sign    *Signing    // nil: repositories, RPMs and SHA256SUMS are not signed
 	// SignModules says how modules are signed; nil: they are not.
 	SignModules *ModuleSigning `json:",omitzero"`
+	// Attest asks for statements on what each package was made from; nil: there
+	// are none.
+	Attest *Attestation `json:",omitzero"`
+}
+
+// Attestation says who makes the statements on packages.
+type Attestation struct {
+	Key     *ModuleSigning // signs them; its Hash is not used; nil: they are not signed
+	Builder string         // the URI of who builds; "": nobody in particular
+	Pos     Pos
 }
 
 // DKMSOutput says which DKMS tarballs are written.
@@ -107,8 +117,8 @@ type YUMRepository struct {
 	Directory string // below the output; default "yum"
 }
 
-// Signing names the OpenPGP key that signs repositories and RPMs: exactly one
-// of Key and KeyEnv is set.
+// Signing names the OpenPGP key that signs repositories, RPMs and SHA256SUMS:
+// exactly one of Key and KeyEnv is set.
 type Signing struct {
 	Key    string // a file
 	KeyEnv string // an environment variable that holds the key
@@ -149,6 +159,7 @@ func (d *decoder) output(n *yaml.Node, o *Output) {
 		"rpm":          func(n *yaml.Node) { o.RPM = d.rpm(n) },
 		"sign":         func(n *yaml.Node) { o.Sign = d.sign(n) },
 		"sign-modules": func(n *yaml.Node) { o.SignModules = d.signModules(n) },
+		"attest":       func(n *yaml.Node) { o.Attest = d.attest(n) },
 	})
 }
 
@@ -159,9 +170,6 @@ func (d *decoder) outputDefaults(o *Output) {
 	}
 	if o.DKMS == nil && o.Deb == nil && o.RPM == nil {
 		o.DKMS = defaultDKMS()
-	}
-	if o.Sign != nil && (o.Deb == nil || o.Deb.Repository == nil) && o.RPM == nil {
-		d.warn(o.Sign.Pos, "", "output.sign has nothing to sign", "it is for repositories and RPMs")
 	}
 }
 
@@ -272,21 +280,46 @@ func (d *decoder) sign(n *yaml.Node) *Signing {
 
 func (d *decoder) signModules(n *yaml.Node) *ModuleSigning {
 	s := &ModuleSigning{Hash: KernelsHash, Pos: posOf(n)}
-	given := d.mapping(n, "sign-modules", fields{
-		"key":         func(n *yaml.Node) { s.Key = d.str(n, "key", checkPath).Text },
-		"key-env":     func(n *yaml.Node) { s.KeyEnv = d.str(n, "key-env", checkVariable).Text },
-		"pkcs11":      func(n *yaml.Node) { s.PKCS11 = d.token(n) },
-		"command":     func(n *yaml.Node) { s.Command = d.strs(n, "command", nil) },
-		"certificate": func(n *yaml.Node) { s.Certificate = d.str(n, "certificate", checkPath).Text },
-		"hash": func(n *yaml.Node) {
-			s.Hash = d.word(n, "hash", []string{KernelsHash, "sha224", "sha256", "sha384", "sha512"})
-		},
+	known := d.keyFields(s)
+	known["hash"] = func(n *yaml.Node) {
+		s.Hash = d.word(n, "hash", []string{KernelsHash, "sha224", "sha256", "sha384", "sha512"})
+	}
+	if given := d.mapping(n, "sign-modules", known); given != nil {
+		d.checkKey("sign-modules", s, given)
+	}
+	return s
+}
+
+// attest reads who makes statements. Without a key they are not signed.
+func (d *decoder) attest(n *yaml.Node) *Attestation {
+	a := &Attestation{Pos: posOf(n)}
+	key := &ModuleSigning{Pos: posOf(n)}
+	known := d.keyFields(key)
+	known["builder"] = func(n *yaml.Node) { a.Builder = d.str(n, "builder", checkURI).Text }
+	given := d.mapping(n, "attest", known)
+	delete(given, "builder")
+	if len(given) > 0 {
+		d.checkKey("attest", key, given)
+		a.Key = key
+	}
+	return a
+}
+
+// keyFields are those that say where a key and its certificate are.
+func (d *decoder) keyFields(s *ModuleSigning) fields {
+	return fields{
+		"key":             func(n *yaml.Node) { s.Key = d.str(n, "key", checkPath).Text },
+		"key-env":         func(n *yaml.Node) { s.KeyEnv = d.str(n, "key-env", checkVariable).Text },
+		"pkcs11":          func(n *yaml.Node) { s.PKCS11 = d.token(n) },
+		"command":         func(n *yaml.Node) { s.Command = d.strs(n, "command", nil) },
+		"certificate":     func(n *yaml.Node) { s.Certificate = d.str(n, "certificate", checkPath).Text },
 		"passphrase-env":  func(n *yaml.Node) { s.PassphraseEnv = d.str(n, "passphrase-env", checkVariable).Text },
 		"passphrase-file": func(n *yaml.Node) { s.PassphraseFile = d.str(n, "passphrase-file", checkPath).Text },
-	})
-	if given == nil {
-		return s
 	}
+}
+
+// checkKey checks that a key is named in one way.
+func (d *decoder) checkKey(what string, s *ModuleSigning, given map[string]*yaml.Node) {
 	ways := 0
 	for _, key := range []string{"key", "key-env", "pkcs11", "command"} {
 		if given[key] != nil {
@@ -294,22 +327,21 @@ func (d *decoder) signModules(n *yaml.Node) *ModuleSigning {
 		}
 	}
 	if ways != 1 {
-		d.fail(s.Pos, "", "sign-modules: want exactly one of key, key-env, pkcs11 and command",
+		d.fail(s.Pos, "", what+": want exactly one of key, key-env, pkcs11 and command",
 			"a file, an environment variable that holds the key, the URI of a key in a token, or a program that signs hashes")
 	}
 	if given["certificate"] == nil && (given["pkcs11"] != nil || given["command"] != nil) {
-		d.fail(s.Pos, "", "sign-modules: want certificate", "a file, PEM or DER, with the certificate of the key")
+		d.fail(s.Pos, "", what+": want certificate", "a file, PEM or DER, with the certificate of the key")
 	}
 	if given["passphrase-env"] != nil && given["passphrase-file"] != nil {
-		d.fail(s.Pos, "", "sign-modules: both passphrase-env and passphrase-file", "give one of them")
+		d.fail(s.Pos, "", what+": both passphrase-env and passphrase-file", "give one of them")
 	}
 	if given["command"] != nil && len(s.Command) == 0 {
-		d.fail(s.Pos, "", "sign-modules: command names no program", "give a list: the program and its arguments")
+		d.fail(s.Pos, "", what+": command names no program", "give a list: the program and its arguments")
 	}
 	if given["command"] != nil && (given["passphrase-env"] != nil || given["passphrase-file"] != nil) {
-		d.fail(s.Pos, "", "sign-modules: a command gets no passphrase", "it has the environment, and opens its own files")
+		d.fail(s.Pos, "", what+": a command gets no passphrase", "it has the environment, and opens its own files")
 	}
-	return s
 }
 
 // token reads the URI of a key in a token; what reads it then says more. A PIN
@@ -339,6 +371,7 @@ var (
 	rpmRelease  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+]*$`)
 	environment = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	license     = regexp.MustCompile(`^[A-Za-z0-9.+() -]+$`)
+	uri         = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:[!-~]+$`)
 	below       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
 )
 
@@ -346,6 +379,7 @@ var (
 	checkPerson     = like(person, `"Name <address@host>"`)
 	checkRPMRelease = like(rpmRelease, "letters, digits, dots, _ and +")
 	checkLicense    = like(license, "an SPDX license expression such as GPL-2.0-only")
+	checkURI        = like(uri, "an URI such as https://example.org/farm")
 	checkVariable   = like(environment, "the name of an environment variable")
 )
 
