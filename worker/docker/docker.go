@@ -202,7 +202,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	if err := drained(copied); err != nil {
 		return worker.Result{}, err
 	}
-	result, err := r.result(steady, name)
+	result, err := r.result(steady, name, live.Err() == nil)
 	result.DiskFull = full
 	return watch.Outcome(ctx, result, err)
 }
@@ -257,11 +257,15 @@ func drained(copied <-chan error) error {
 	}
 }
 
-// result asks the daemon how the container has ended.
-func (r *Runner) result(ctx context.Context, name string) (worker.Result, error) {
+// result asks the daemon how the container has ended; itself tells that nothing
+// here has ended it.
+func (r *Runner) result(ctx context.Context, name string, itself bool) (worker.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	info, err := r.client.ContainerInspect(ctx, name)
+	if err == nil && itself && info.State.ExitCode == killedCode {
+		info, err = r.awaitOOM(ctx, info)
+	}
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("asking how the container has ended: %w", err)
 	}
@@ -275,6 +279,25 @@ func (r *Runner) result(ctx context.Context, name string) (worker.Result, error)
 		return result, fmt.Errorf("the container: %s", s.Error)
 	}
 	return result, nil
+}
+
+const (
+	// killedCode is the exit status of a container whose first process was
+	// killed: by the kernel, as nothing in it can do that.
+	killedCode = 128 + 9
+	// oomTime is how long the daemon may take to hear why.
+	oomTime = 3 * time.Second
+)
+
+// awaitOOM asks again until the daemon knows that a container was out of memory:
+// it hears of that and of the end one by one, in either order.
+func (r *Runner) awaitOOM(ctx context.Context, info container.InspectResponse) (container.InspectResponse, error) {
+	var err error
+	for end := time.Now().Add(oomTime); err == nil && !info.State.OOMKilled && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+		info, err = r.client.ContainerInspect(ctx, info.ID)
+	}
+	return info, err
 }
 
 // between is the time between two of the daemon's times, at least 1 ns.
