@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/kofarm/kofarm/ci/rig"
@@ -23,6 +24,7 @@ func open(t testing.TB, dir string) *containerd.Runner {
 	if err != nil {
 		t.Fatalf("%v\n(run `ci/setup daemons` as root)", err)
 	}
+	note(t, dir)
 	t.Cleanup(func() {
 		if err := r.Close(t.Context()); err != nil {
 			t.Error(err)
@@ -57,7 +59,8 @@ func TestKilled(t *testing.T) {
 	workertest.Killed(t, store(t), func(t testing.TB, dir string) worker.Runner { return open(t, dir) }, left)
 }
 
-// left lists what tasks have left of dir's store in containerd and here.
+// left lists what tasks have left of dir's store in containerd and here: others
+// may use the same daemon.
 func left(t testing.TB, dir string) []string {
 	t.Helper()
 	c, err := worker.NewClaim(dir)
@@ -65,21 +68,63 @@ func left(t testing.TB, dir string) []string {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	note(t, dir)
 	found := lines(t, "containers", "ls", "-q", "labels."+`"`+worker.StoreLabel+`"==`+c.Store)
 	for _, line := range lines(t, "snapshots", "ls") {
-		if strings.HasPrefix(line, "kofarm-") || strings.HasPrefix(line, "extract-") {
-			found = append(found, "snapshot "+line)
+		key := strings.Fields(line)[0]
+		if strings.HasPrefix(key, "kofarm-") || strings.HasPrefix(key, "extract-") {
+			// Where it has gone meanwhile it is not this test's, which waits.
+			info := try(t, "snapshots", "info", key)
+			if strings.Contains(info, c.Store) {
+				found = append(found, "snapshot "+line)
+			}
 		}
 	}
-	run := strings.Repeat("?", len(c.Run)) + "-*"
-	for _, pattern := range []string{dir + "/fifos-*/*", "/sys/fs/cgroup/kofarm-" + run, "/sys/fs/cgroup/*/kofarm-" + run} {
-		names, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
+	fifos, err := filepath.Glob(dir + "/fifos-*/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(append(found, fifos...), cgroups(t)...)
+}
+
+// runs are the names of runs of the tests' store, alive or not, which are in
+// those of their cgroups.
+var runs sync.Map
+
+// note notes the runs of dir's store that are alive.
+func note(t testing.TB, dir string) {
+	t.Helper()
+	locks, err := filepath.Glob(dir + "/*.lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range locks {
+		runs.Store(strings.TrimSuffix(filepath.Base(l), ".lock"), true)
+	}
+}
+
+func cgroups(t testing.TB) (found []string) {
+	t.Helper()
+	for run := range runs.Range {
+		for _, pattern := range []string{"/sys/fs/cgroup/kofarm-", "/sys/fs/cgroup/*/kofarm-"} {
+			names, err := filepath.Glob(pattern + run.(string) + "-*")
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, names...)
 		}
-		found = append(found, names...)
 	}
 	return found
+}
+
+// try gives what the ctr command prints, or nothing where it fails.
+func try(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "ctr", append([]string{"--address", address, "--namespace", containerd.Namespace}, args...)...).Output()
+	if err != nil {
+		return ""
+	}
+	return string(out)
 }
 
 // lines gives the lines that the ctr command prints.
