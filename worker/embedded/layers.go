@@ -85,7 +85,12 @@ func (l *layers) ensure(ctx context.Context, name string, layer v1.Layer) error 
 		if there, err := l.use(name); err != nil || there {
 			return err
 		}
-		_, err, shared := l.group.Do(name, func() (any, error) { return nil, l.unpack(ctx, final, name, layer) })
+		_, err, shared := l.group.Do(name, func() (any, error) {
+			if there, err := l.use(name); err != nil || there { // since it was looked for
+				return nil, err
+			}
+			return nil, l.unpack(ctx, final, name, layer)
+		})
 		cancelled := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 		if !shared || !cancelled {
 			return err
