@@ -225,9 +225,14 @@ func (s *Suite) Extend(base *Closure, build []string) (*Closure, error) {
 // imagePart are the packages that hold a kernel, beside linux-image itself (Debian's from 6.17 on).
 var imagePart = regexp.MustCompile(`^linux-(base|binary|modules)-[0-9]`)
 
-// Image finds the packages that hold the kernel itself and its modules, sorted
-// by name: of the headers' version, else the newest. There are none where the
-// archive has only headers.
+// Busybox is the package whose busybox is the user space that a kernel is booted
+// with in a test.
+const Busybox = "busybox-static"
+
+// Image finds the packages that a boot of the kernel needs, sorted by name:
+// those that hold the kernel itself and its modules, of the headers' version,
+// else the newest, and [Busybox]. There are none where the archive has only
+// headers.
 func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
 	found, err := s.Lookup("linux-image-" + k.Release)
 	if err != nil || len(found) == 0 {
@@ -254,6 +259,11 @@ func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
 			}
 		}
 	}
+	busybox, err := s.Lookup(Busybox)
+	if err != nil {
+		return nil, err
+	}
+	pkgs = append(pkgs, busybox[:min(1, len(busybox))]...)
 	slices.SortFunc(pkgs, func(a, b *apt.Package) int { return strings.Compare(a.Name, b.Name) })
 	return pkgs, nil
 }
