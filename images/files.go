@@ -3,14 +3,15 @@ package images
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"io"
 
 	"github.com/kofarm/kofarm/images/apt"
 )
 
 // Files calls f for every file and link of a package, which is fetched and
-// verified before. Names are clean and relative.
-func (a *Assembler) Files(ctx context.Context, p *apt.Package, f func(h *tar.Header, r io.Reader) error) error {
+// verified before, and decompressed meanwhile. Names are clean and relative.
+func (a *Assembler) Files(ctx context.Context, p *apt.Package, f func(h *tar.Header, r io.Reader) error) (err error) {
 	file, err := a.Fetcher.Package(ctx, p)
 	if err != nil {
 		return err
@@ -18,11 +19,7 @@ func (a *Assembler) Files(ctx context.Context, p *apt.Package, f func(h *tar.Hea
 	if err := VerifyFile(file, p.SHA256); err != nil {
 		return err
 	}
-	src := Source{open: func() (entries, error) { return openDeb(file) }}
-	return src.all(func(h *tar.Header, r io.Reader) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return f(h, r)
-	})
+	e := readAhead(ctx, func(context.Context) (entries, error) { return openDeb(file) })
+	defer func() { err = errors.Join(err, e.Close()) }()
+	return each(e, f)
 }
