@@ -19,6 +19,7 @@ import (
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/matrix"
 	"github.com/kofarm/kofarm/matrix/kernel"
+	"github.com/kofarm/kofarm/matrix/lock"
 )
 
 // Preparer finds out what a farm file asks for: it reads the archives' indexes
@@ -30,6 +31,15 @@ type Preparer struct {
 	Program images.Program // the recipe
 	Now     time.Time      // decides whether an index has expired
 	Dir     string         // the farm file's folder, which its paths are relative to
+
+	// Lock pins what it covers; nil: everything is resolved.
+	Lock *lock.Lock
+	// Locked makes every drift between the farm file and the lock an error, a
+	// *DriftError. Else what the lock does not cover is resolved.
+	Locked bool
+	// Files says where files and folders are that the farm file names by
+	// path; one that is not there is where the path says.
+	Files map[string]string
 }
 
 // Plan is a farm file with everything resolved.
@@ -37,6 +47,11 @@ type Plan struct {
 	Farm     *matrix.Farm
 	Cells    []*Cell // in the order of matrix.Plan
 	Warnings []matrix.Warning
+	// Drift is what of the farm file the lock does not cover, and the other way
+	// round, by the places.
+	Drift []lock.Drift
+
+	sources map[*matrix.ModuleVersion]*images.Source
 }
 
 // suiteKey names an opened suite.
@@ -46,14 +61,20 @@ type suiteKey struct{ distribution, suite, arch string }
 type prepared struct {
 	*Preparer
 	farm    *matrix.Farm
-	suites  map[suiteKey]*debian.Suite
+	pins    *pins
 	kernels map[*matrix.Kernel]*kernelInputs
 	sources map[*matrix.ModuleVersion]*images.Source
 	custom  map[*matrix.CustomKernel]*images.Headers
+
+	opening sync.Mutex // held while a suite is opened
+	suites  map[suiteKey]*debian.Suite
 }
 
 // kernelInputs memoizes what a kernel's cells share, by their build packages.
-type kernelInputs struct{ byPackages map[string]*closure }
+type kernelInputs struct {
+	byPackages map[string]*closure
+	base       *debian.Closure // resolved without build packages; nil: not yet
+}
 
 // closure is the packages of a cell, with their digest for its key.
 type closure struct {
@@ -64,16 +85,20 @@ type closure struct {
 // Prepare makes the plan. Mistakes in the farm file are errors of type
 // *matrix.Error, joined.
 func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err error) {
-	s := &prepared{Preparer: p, farm: f, kernels: map[*matrix.Kernel]*kernelInputs{},
-		sources: map[*matrix.ModuleVersion]*images.Source{}, custom: map[*matrix.CustomKernel]*images.Headers{}}
+	s := p.begin(f)
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.openSuites(ctx); err != nil {
+	if err := s.compare(); err != nil {
 		return nil, err
+	}
+	if p.Lock == nil {
+		if err := s.openSuites(ctx, f.Indexes()); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.readSources(ctx); err != nil {
 		return nil, err
 	}
-	catalogue, err := s.catalogue()
+	catalogue, err := s.catalogue(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +110,17 @@ func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err
 	if err != nil {
 		return nil, err
 	}
-	return &Plan{Farm: f, Cells: cells, Warnings: warnings}, nil
+	if err := s.refused(); err != nil {
+		return nil, err
+	}
+	return &Plan{Farm: f, Cells: cells, Warnings: warnings, Drift: s.pins.sorted(), sources: s.sources}, nil
+}
+
+// begin is the state before anything is read.
+func (p *Preparer) begin(f *matrix.Farm) *prepared {
+	return &prepared{Preparer: p, farm: f, pins: newPins(), suites: map[suiteKey]*debian.Suite{},
+		kernels: map[*matrix.Kernel]*kernelInputs{}, sources: map[*matrix.ModuleVersion]*images.Source{},
+		custom: map[*matrix.CustomKernel]*images.Headers{}}
 }
 
 func (s *prepared) close() error {
@@ -96,29 +131,22 @@ func (s *prepared) close() error {
 	return err
 }
 
-// openSuites opens every suite that the farm needs, several at a time.
-func (s *prepared) openSuites(ctx context.Context) error {
-	s.suites = map[suiteKey]*debian.Suite{}
+// openSuites opens suites, several at a time.
+func (s *prepared) openSuites(ctx context.Context, indexes []matrix.Index) error {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
-	for _, ix := range s.farm.Indexes() {
-		a := s.farm.Archives[ix.Distribution]
-		archive := debian.Archive{Distribution: ix.Distribution, Mirrors: a.Mirrors, SecurityMirrors: a.SecurityMirrors,
-			Components: a.Components, Keyring: s.path(a.Keyring), AllowExpired: a.AllowExpired}
+	for _, ix := range indexes {
 		for _, arch := range ix.Archs {
 			g.Go(func() error {
-				debArch, ok := kernel.DebianArch(arch)
-				if !ok {
-					return fmt.Errorf("suite %s: %s is no architecture of Debian's", ix.Suite, arch)
-				}
-				suite, err := debian.Open(ctx, s.Apt, archive, ix.Suite, debArch, s.Now)
+				key := suiteKey{ix.Distribution, ix.Suite, arch}
+				suite, err := s.openSuite(ctx, key)
 				if err != nil {
-					return fmt.Errorf("opening suite %s: %w", ix.Suite, err)
+					return err
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				s.suites[suiteKey{ix.Distribution, ix.Suite, arch}] = suite
+				s.suites[key] = suite
 				return nil
 			})
 		}
@@ -126,22 +154,59 @@ func (s *prepared) openSuites(ctx context.Context) error {
 	return g.Wait()
 }
 
+func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, error) {
+	a := s.farm.Archives[key.distribution]
+	archive := debian.Archive{Distribution: key.distribution, Mirrors: a.Mirrors, SecurityMirrors: a.SecurityMirrors,
+		Components: a.Components, Keyring: s.path(a.Keyring), AllowExpired: a.AllowExpired}
+	debArch, ok := kernel.DebianArch(key.arch)
+	if !ok {
+		return nil, fmt.Errorf("suite %s: %s is no architecture of Debian's", key.suite, key.arch)
+	}
+	suite, err := debian.Open(ctx, s.Apt, archive, key.suite, debArch, s.Now)
+	if err != nil {
+		return nil, fmt.Errorf("opening suite %s: %w", key.suite, err)
+	}
+	suite.Prefer(s.Lock.Suite(key.distribution, key.suite, key.arch).Versions())
+	return suite, nil
+}
+
+// suite gives a suite, and opens it where it is not open.
+func (s *prepared) suite(ctx context.Context, key suiteKey) (*debian.Suite, error) {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if found := s.suites[key]; found != nil {
+		return found, nil
+	}
+	suite, err := s.openSuite(ctx, key)
+	if err == nil {
+		s.suites[key] = suite
+	}
+	return suite, err
+}
+
 // path resolves a path of the farm file.
 func (s *prepared) path(p string) string {
+	if at, ok := s.Files[p]; ok {
+		return at
+	}
 	if p == "" || filepath.IsAbs(p) {
 		return p
 	}
 	return filepath.Join(s.Dir, p)
 }
 
-// anySuite finds a suite for packages of architecture all.
-func (s *prepared) anySuite(distribution, suite string) *debian.Suite {
-	for _, arch := range []string{"x86_64", "aarch64"} {
-		if found := s.suites[suiteKey{distribution, suite, arch}]; found != nil {
-			return found
+// anySuite gives a suite for packages of architecture all.
+func (s *prepared) anySuite(ctx context.Context, distribution, suite string) (*debian.Suite, error) {
+	for _, ix := range s.farm.Indexes() {
+		if ix.Distribution == distribution && ix.Suite == suite && len(ix.Archs) > 0 {
+			arch := ix.Archs[0]
+			if slices.Contains(ix.Archs, "x86_64") {
+				arch = "x86_64"
+			}
+			return s.suite(ctx, suiteKey{distribution, suite, arch})
 		}
 	}
-	return nil
+	return nil, fmt.Errorf("suite %q of %s is not open", suite, distribution)
 }
 
 // readSources reads every module version's source, and takes from it the names
@@ -177,6 +242,7 @@ func (s *prepared) readSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 		return nil, s.mistake(m.Pos, m.Source.String(), err.Error(), "")
 	}
 	m.Name, m.Version, src.Name, src.Version = name, version, name, version
+	s.checkSource(m, src)
 	return src, nil
 }
 
@@ -229,9 +295,30 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 }
 
 func (s *prepared) debSource(ctx context.Context, src matrix.Source) (*images.Source, error) {
-	suite := s.anySuite(src.Distribution, src.Suite)
-	if suite == nil {
-		return nil, fmt.Errorf("suite %q of %s is not open", src.Suite, src.Distribution)
+	found, err := s.findDeb(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	file, err := s.fetchFile(ctx, found.File())
+	if err != nil {
+		return nil, unavailable(found, err)
+	}
+	source, err := images.DebSource(file)
+	if err != nil {
+		return nil, err
+	}
+	source.Package = found
+	return source, nil
+}
+
+// findDeb looks a deb up in the lock, or else in its suite.
+func (s *prepared) findDeb(ctx context.Context, src matrix.Source) (*apt.Package, error) {
+	if pinned := s.Lock.Module(src); pinned != nil && pinned.Deb != nil {
+		return s.pins.aptOf(s.farm, src.Distribution, pinned.Deb), nil
+	}
+	suite, err := s.anySuite(ctx, src.Distribution, src.Suite)
+	if err != nil {
+		return nil, err
 	}
 	found, err := suite.Lookup(src.Deb)
 	if err != nil {
@@ -240,16 +327,7 @@ func (s *prepared) debSource(ctx context.Context, src matrix.Source) (*images.So
 	if len(found) == 0 {
 		return nil, fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
 	}
-	file, err := s.fetchFile(ctx, found[0].File())
-	if err != nil {
-		return nil, err
-	}
-	source, err := images.DebSource(file)
-	if err != nil {
-		return nil, err
-	}
-	source.Package = found[0]
-	return source, nil
+	return found[0], nil
 }
 
 // fetchFile fetches a source, and verifies it even if it was there already.
@@ -274,6 +352,9 @@ func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
 
 // isInfrastructure tells faults of the network or the disk from mistakes.
 func isInfrastructure(err error) bool {
+	if _, ok := errors.AsType[*PackageError](err); ok {
+		return true
+	}
 	for _, fault := range []error{fetch.ErrUnavailable, fetch.ErrOffline, errDamaged, syscall.ENOSPC, syscall.EIO} {
 		if errors.Is(err, fault) {
 			return true
@@ -282,23 +363,41 @@ func isInfrastructure(err error) bool {
 	return false
 }
 
-// catalogue lists the kernels that the farm may choose from.
-func (s *prepared) catalogue() ([]matrix.Kernel, error) {
+// catalogue lists the kernels that the farm may choose from: the lock's where
+// that answers the farm file, else the archive's.
+func (s *prepared) catalogue(ctx context.Context) ([]matrix.Kernel, error) {
 	var all []matrix.Kernel
 	for _, ix := range s.farm.Indexes() {
 		if !ix.Kernels {
 			continue
 		}
 		for _, arch := range ix.Archs {
-			kernels, err := s.suites[suiteKey{ix.Distribution, ix.Suite, arch}].Kernels()
-			if err != nil {
-				return nil, fmt.Errorf("listing the kernels of %s: %w", ix.Suite, err)
+			kernels, ok := s.lockedKernels(ix, arch)
+			if !ok {
+				var err error
+				if kernels, err = s.archiveKernels(ctx, ix, arch); err != nil {
+					return nil, err
+				}
 			}
-			for _, k := range kernels {
-				all = append(all, matrix.Kernel{Release: k.Release, Arch: arch, Distribution: ix.Distribution,
-					Suite: ix.Suite, Package: k.Package, Version: k.Version})
-			}
+			all = append(all, kernels...)
 		}
+	}
+	return all, nil
+}
+
+func (s *prepared) archiveKernels(ctx context.Context, ix matrix.Index, arch string) ([]matrix.Kernel, error) {
+	suite, err := s.suite(ctx, suiteKey{ix.Distribution, ix.Suite, arch})
+	if err != nil {
+		return nil, err
+	}
+	kernels, err := suite.Kernels()
+	if err != nil {
+		return nil, fmt.Errorf("listing the kernels of %s: %w", ix.Suite, err)
+	}
+	all := make([]matrix.Kernel, len(kernels))
+	for i, k := range kernels {
+		all[i] = matrix.Kernel{Release: k.Release, Arch: arch, Distribution: ix.Distribution,
+			Suite: ix.Suite, Package: k.Package, Version: k.Version}
 	}
 	return all, nil
 }
@@ -315,7 +414,7 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		packages, err := s.inputs(c)
+		packages, err := s.inputs(ctx, c)
 		if err != nil {
 			return nil, err
 		}
@@ -325,7 +424,7 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 }
 
 // inputs fills in what the cell is built from, and gives its packages' digest.
-func (s *prepared) inputs(c *Cell) (packages string, err error) {
+func (s *prepared) inputs(ctx context.Context, c *Cell) (packages string, err error) {
 	c.Inputs.Source, c.Inputs.Program = s.sources[c.Module], s.Program
 	if c.Kernel.Arch != "x86_64" {
 		return "", s.mistake(c.Module.Pos, c.Kernel.Arch, fmt.Sprintf("%s: building for %s is not supported", c.Name(), c.Kernel.Arch), "arch: x86_64")
@@ -334,8 +433,11 @@ func (s *prepared) inputs(c *Cell) (packages string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
 	}
-	all, err := s.closure(c.Kernel, slices.Concat(build, c.Module.BuildPackages))
+	all, err := s.closure(ctx, c.Kernel, slices.Concat(build, c.Module.BuildPackages), c.Module.Pos)
 	if err != nil {
+		if ctx.Err() != nil || isInfrastructure(err) {
+			return "", fmt.Errorf("%s: %w", c.Name(), err)
+		}
 		return "", s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
 	}
 	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra = all.Toolchain, all.Headers, all.Extra
@@ -345,34 +447,64 @@ func (s *prepared) inputs(c *Cell) (packages string, err error) {
 	return all.digest, err
 }
 
-// closure resolves the packages of a kernel and build packages, once.
-func (s *prepared) closure(k *matrix.Kernel, build []string) (*closure, error) {
+// closure gives the packages of a kernel and build packages, once: the lock's,
+// or else those that the archive resolves. at is who wants the build packages.
+func (s *prepared) closure(ctx context.Context, k *matrix.Kernel, build []string, at matrix.Pos) (*closure, error) {
 	known := s.kernels[k]
 	if known == nil {
-		known = &kernelInputs{map[string]*closure{}}
+		known = &kernelInputs{byPackages: map[string]*closure{}}
 		s.kernels[k] = known
 	}
 	name := strings.Join(build, ",")
 	if c := known.byPackages[name]; c != nil {
 		return c, nil
 	}
-	var c *debian.Closure
-	var err error
-	if custom := k.Custom; custom != nil {
-		suite := s.suites[suiteKey{custom.Toolchain.Distribution, custom.Toolchain.Suite, k.Arch}]
-		if suite == nil {
-			return nil, fmt.Errorf("suite %q of its toolchain is not open", custom.Toolchain.Suite)
+	c := s.lockedClosure(k, build, at)
+	if c == nil {
+		var err error
+		if c, err = s.resolve(ctx, k, known, build); err != nil {
+			return nil, err
 		}
-		c, err = suite.Resolve(nil, custom.Toolchain.Packages, build)
-	} else {
-		suite := s.suites[suiteKey{k.Distribution, k.Suite, k.Arch}]
-		c, err = suite.Resolve(&debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version}, nil, build)
-	}
-	if err != nil {
-		return nil, err
 	}
 	known.byPackages[name] = &closure{c, digestPackages(c.Toolchain, c.Headers, c.Extra)}
 	return known.byPackages[name], nil
+}
+
+// resolve asks the archive for the packages of a kernel and build packages. In
+// a run that refuses drift it has been noted, and nothing is resolved.
+func (s *prepared) resolve(ctx context.Context, k *matrix.Kernel, known *kernelInputs, build []string) (*debian.Closure, error) {
+	if s.Locked {
+		return &debian.Closure{}, nil
+	}
+	suite, err := s.suite(ctx, suiteKey{k.Distribution, k.Suite, k.Arch})
+	if err != nil {
+		return nil, err
+	}
+	if known.base == nil {
+		if custom := k.Custom; custom != nil {
+			known.base, err = suite.Base(nil, custom.Toolchain.Packages)
+		} else {
+			known.base, err = archiveBase(suite, k)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return suite.Extend(known.base, build)
+}
+
+// archiveBase resolves a kernel's headers in the version that the catalogue
+// has; where a lock's is no longer in the archive, in the newest one.
+func archiveBase(suite *debian.Suite, k *matrix.Kernel) (*debian.Closure, error) {
+	version := k.Version
+	found, err := suite.Lookup(k.Package)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 0 && !slices.ContainsFunc(found, func(p *apt.Package) bool { return p.Version == version }) {
+		version = found[0].Version
+	}
+	return suite.Base(&debian.Kernel{Release: k.Release, Package: k.Package, Version: version}, nil)
 }
 
 // customHeaders reads the headers of a kernel of one's own, once.
@@ -388,6 +520,7 @@ func (s *prepared) customHeaders(k *matrix.CustomKernel) (*images.Headers, error
 	if err != nil {
 		return nil, s.mistake(k.Pos, k.Release, err.Error(), "")
 	}
+	s.checkHeaders(k, h)
 	s.custom[k] = h
 	return h, nil
 }

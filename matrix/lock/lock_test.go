@@ -61,8 +61,8 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("the dates are lost: %+v", old)
 	}
 	for _, line := range []string{
-		`      - release: 6.1.0-56-amd64`, `        toolchain: "gcc-12 #2"`, `          - gcc-12=12.3.0-1`, `          - libcc1-0`,
-		`  - source: "dir ./a: b #c"`, `        extras: ["libelf-dev (>= 0.1) #2", bc]`,
+		`      - release: 6.1.0-56-amd64`, `        toolchain: 'gcc-12 #2'`, `          - gcc-12=12.3.0-1`, `          - libcc1-0`,
+		`  - source: 'dir ./a: b #c'`, `        extras: ['libelf-dev (>= 0.1) #2', bc]`,
 	} {
 		if !strings.Contains(string(want), line+"\n") {
 			t.Errorf("no line %q in\n%s", line, want)
@@ -116,11 +116,11 @@ func TestParseErrors(t *testing.T) {
 		{"short sha256", replace("sha256: ab", "sha256: "), `farm.lock:8: sha256 "abab`},
 		{"suite", replace("suite: debian bookworm x86_64", "suite: bookworm"), `farm.lock:10: suite "bookworm" is not valid`},
 		{"release", replace("release: 6.1.0-57-amd64", "release: ../../x"), "farm.lock:"},
-		{"toolchain", replace(`toolchain: "gcc-12 #2"`, `toolchain: other`), `toolchain "other" is not among the suite's`},
+		{"toolchain", replace(`toolchain: 'gcc-12 #2'`, `toolchain: other`), `toolchain "other" is not among the suite's`},
 		{"reference", replace("          - libcc1-0\n", "          - nothing\n"), `package "nothing" is not in the suite's packages`},
 		{"ambiguous", replace("          - gcc-12=12.2.0-14\n", "          - gcc-12\n"), `package "gcc-12" has several versions`},
 		{"no date", replace("      bookworm: 20260711T101637Z\n", ""), "has no date"},
-		{"control", replace(`dir ./a`, `dir\u0007./a`), "without control characters"},
+		{"control", replace(`'dir ./a: b #c'`, `"dir\u0007./a"`), "without control characters"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

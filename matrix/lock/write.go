@@ -243,6 +243,9 @@ func scalar(s string) string {
 	if plain.MatchString(s) {
 		return s
 	}
+	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)

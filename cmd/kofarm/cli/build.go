@@ -33,6 +33,7 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
 	cmd.Flags().IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
+	a.lockedFlag(cmd)
 	cmd.Flags().StringVar(&f.runtime, "runtime", "", "what runs the containers: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	return cmd
 }
@@ -55,6 +56,7 @@ func (a *app) packageCommand() *cobra.Command {
 			return a.collect(cmd.Context(), s, c, farm.Stored(s.store, s.plan.Cells))
 		},
 	}
+	a.lockedFlag(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
 	return cmd
 }

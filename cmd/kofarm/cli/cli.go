@@ -58,6 +58,7 @@ type app struct {
 	verbose bool
 	quiet   bool
 	json    bool
+	locked  bool
 }
 
 // Run runs the command line and returns the exit status.
@@ -121,9 +122,15 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
-	root.AddCommand(a.buildCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
+	root.AddCommand(a.buildCommand(), a.lockCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
 		a.signCommand(), a.serveCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand())
 	return root
+}
+
+// lockedFlag adds --locked to a command.
+func (a *app) lockedFlag(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.locked, "locked", false, "refuse to go on unless the lock pins exactly what the farm file says")
+	return cmd
 }
 
 // defaultStore is KOFARM_STORE, else kofarm in the user's cache folder.

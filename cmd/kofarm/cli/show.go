@@ -20,14 +20,14 @@ import (
 )
 
 func (a *app) planCommand() *cobra.Command {
-	return &cobra.Command{
+	return a.lockedFlag(&cobra.Command{
 		Use:   "plan [farm.yaml]",
 		Short: "Show the cells, and why each is there or excluded; builds nothing",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.plan(cmd.Context(), farmArg(args))
 		},
-	}
+	})
 }
 
 // planRow is a cell of `plan --json`.
@@ -74,14 +74,14 @@ func (a *app) plan(ctx context.Context, file string) error {
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
+	return a.lockedFlag(&cobra.Command{
 		Use:   "status [farm.yaml]",
 		Short: "Show what the store holds of the cells; builds nothing",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.status(cmd.Context(), farmArg(args))
 		},
-	}
+	})
 }
 
 func (a *app) status(ctx context.Context, file string) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/lock"
 	"github.com/kofarm/kofarm/worker"
 )
 
@@ -31,39 +34,94 @@ type session struct {
 	dir    string // of the farm file
 }
 
-// open reads a farm file and makes its plan.
+// open reads a farm file, with its lock if there is one, and makes its plan.
 func (a *app) open(ctx context.Context, file string) (*session, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading the farm file: %w", err)
-	}
-	f, warnings, err := matrix.Parse(file, data)
-	a.warn(warnings)
+	s, p, err := a.begin(file)
 	if err != nil {
 		return nil, err
 	}
+	if p.Lock, err = readLock(lock.FileName(file)); err != nil {
+		return nil, err
+	}
+	return s, a.prepare(ctx, s, p)
+}
+
+// begin reads a farm file and opens the store.
+func (a *app) begin(file string) (*session, *farm.Preparer, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the farm file: %w", err)
+	}
+	f, err := a.parse(file, data)
+	if err != nil {
+		return nil, nil, err
+	}
 	s, err := store.Open(a.store)
 	if err != nil {
-		return nil, infrastructure(err)
+		return nil, nil, infrastructure(err)
 	}
-	dir := filepath.Dir(file)
+	ses, p := a.wire(s, f, filepath.Dir(file))
+	return ses, p, nil
+}
+
+func (a *app) parse(file string, data []byte) (*matrix.Farm, error) {
+	f, warnings, err := matrix.Parse(file, data)
+	a.warn(warnings)
+	return f, err
+}
+
+// wire makes what works on a store; dir is what the farm file's paths are
+// relative to.
+func (a *app) wire(s *store.Store, f *matrix.Farm, dir string) (*session, *farm.Preparer) {
 	client := &fetch.Client{Dir: s.BlobDir(), Kept: s.CacheDir("releases"), Partial: s.PartialDir(), Stall: a.stall, Offline: a.offline, Log: a.log, Use: s.Use}
 	p := &farm.Preparer{
 		Fetch: client, Apt: &apt.Client{Fetch: client, Dir: s.CacheDir("indexes")},
-		Program: images.Program{Path: worker.RecipePath, Data: worker.Recipe}, Now: time.Now(), Dir: dir,
+		Program: images.Program{Path: worker.RecipePath, Data: worker.Recipe}, Now: time.Now(), Dir: dir, Locked: a.locked,
 	}
-	plan, err := p.Prepare(ctx, f)
+	assembler := &images.Assembler{Store: s, Fetcher: farm.Packages{Client: client}}
+	return &session{store: s, images: assembler, farm: f, dir: dir}, p
+}
+
+// prepare makes the session's plan, and says what the lock does not cover.
+func (a *app) prepare(ctx context.Context, s *session, p *farm.Preparer) error {
+	plan, err := p.Prepare(ctx, s.farm)
 	if err != nil {
-		return nil, classify(err)
+		return classify(err)
 	}
 	a.warn(plan.Warnings)
-	assembler := &images.Assembler{Store: s, Fetcher: fetcher{client}}
-	return &session{store: s, images: assembler, farm: f, plan: plan, dir: dir}, nil
+	if len(plan.Drift) > 0 && !a.quiet {
+		for _, d := range plan.Drift {
+			fmt.Fprintln(a.stderr, "kofarm: "+d.Text(s.farm.File, p.Lock.File))
+		}
+		fmt.Fprintf(a.stderr, "kofarm: what %s does not cover was resolved for this run; `kofarm lock %s` pins it\n", p.Lock.File, s.farm.File)
+	}
+	s.plan = plan
+	return nil
+}
+
+// readLock reads a lock, nil where there is none.
+func readLock(file string) (*lock.Lock, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the lock: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, lock.MaxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the lock: %w", err)
+	}
+	return lock.Parse(file, data)
 }
 
 // classify tells mistakes in the farm file from faults of the world.
 func classify(err error) error {
 	if _, ok := errors.AsType[*matrix.Error](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*farm.DriftError](err); ok || errors.Is(err, farm.ErrNoLock) {
 		return err
 	}
 	return infrastructure(err)
@@ -172,11 +230,4 @@ func limits(f *matrix.Farm) worker.Limits {
 	l := f.Limits
 	return worker.Limits{Memory: int64(l.Memory), Processes: int64(l.Processes), Disk: int64(l.Disk),
 		Output: int64(l.Output), Log: int64(l.Log), Timeout: l.Timeout}
-}
-
-// fetcher gives the image assembler its packages.
-type fetcher struct{ *fetch.Client }
-
-func (f fetcher) Package(ctx context.Context, p *apt.Package) (string, error) {
-	return f.Fetch(ctx, p.File())
 }
