@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,6 +60,7 @@ type Builder struct {
 	Observer Observer
 	Log      *slog.Logger
 	Limits   worker.Limits // of each cell; a cell's own Timeout wins
+	Cores    []int         // of each machine that runs builds; none: this one's
 	Parallel int           // builds at a time; 0: one for each core
 	Retries  int           // after an infrastructure fault
 	Backoff  time.Duration // before the first retry, doubled each time; 0: one second
@@ -84,11 +86,12 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		b.Observer.Finished(results[i])
 	}
 	missing = b.exchange(ctx, cells, missing, results)
-	parallel := b.Parallel
-	if parallel <= 0 {
-		parallel = runtime.NumCPU()
+	cores := b.Cores
+	if len(cores) == 0 {
+		cores = []int{runtime.NumCPU()}
 	}
-	slots := newSlots(parallel, len(missing))
+	slots := newSlots(b.Parallel, len(missing), cores)
+	parallel := cap(slots.free)
 	var g errgroup.Group
 	g.SetLimit(parallel + 1) // one more prepares its image meanwhile
 	for _, i := range missing {
@@ -120,6 +123,10 @@ func (b *Builder) known(c *Cell) *Result {
 	return &Result{Cell: c, Record: rec, Outcome: rec.Outcome, Cached: true}
 }
 
+// maxLosses is how many daemons a cell may lose that do not count as faults: it
+// might be what kills them.
+const maxLosses = 5
+
 // buildCell builds a cell, again after an infrastructure fault. It gives nil
 // when the context ends first.
 func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result {
@@ -127,7 +134,7 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result 
 	if wait <= 0 {
 		wait = time.Second
 	}
-	for try := 0; ; try++ {
+	for try, losses := 0, 0; ; try++ {
 		rec, err := b.attempt(ctx, c, slots)
 		switch {
 		case err == nil:
@@ -136,6 +143,11 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result 
 			return &Result{Cell: c, Record: rec, Outcome: rec.Outcome}
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, worker.ErrLost) && losses < maxLosses: // not the cell's doing
+			losses++
+			try--
+			b.Observer.Retrying(c, 0, err)
+			continue
 		case try >= b.Retries || !retryable(err):
 			slots.finished()
 			return &Result{Cell: c, Outcome: Infrastructure, Err: err}
@@ -322,13 +334,24 @@ func retryable(err error) bool {
 
 // slots hands out the right to run a build, and how many jobs its make may use.
 type slots struct {
-	free chan struct{}
-	mu   sync.Mutex
-	left int // builds not yet finished
+	free          chan struct{}
+	cores, widest int // of all machines, of the largest
+	mu            sync.Mutex
+	left          int // builds not yet finished
 }
 
-func newSlots(parallel, builds int) *slots {
-	return &slots{free: make(chan struct{}, parallel), left: builds}
+// newSlots makes slots for so many builds at a time, or one for each core where
+// that is not above 0.
+func newSlots(parallel, builds int, cores []int) *slots {
+	s := &slots{left: builds, widest: slices.Max(cores)}
+	for _, n := range cores {
+		s.cores += n
+	}
+	if parallel <= 0 {
+		parallel = s.cores
+	}
+	s.free = make(chan struct{}, parallel)
+	return s
 }
 
 // acquire waits for a slot. The jobs are such that about two compilers run on
@@ -343,7 +366,7 @@ func (s *slots) acquire(ctx context.Context) (jobs int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	active := max(1, min(s.left, cap(s.free)))
-	return max(2, (2*runtime.NumCPU()+active-1)/active), nil
+	return max(2, min(2*s.widest, (2*s.cores+active-1)/active)), nil
 }
 
 func (s *slots) release() { <-s.free }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -332,25 +331,34 @@ func TestParallel(t *testing.T) {
 	})
 }
 
-// TestJobs has fewer and fewer builds left.
+// TestJobs has fewer and fewer builds left, on one machine and on several.
 func TestJobs(t *testing.T) {
-	compilers := 2 * runtime.NumCPU()
-	s := newSlots(4, 5)
-	for _, left := range []int{5, 4, 3, 2, 1} {
-		active := min(left, 4)
-		want := max(2, (compilers+active-1)/active)
-		jobs, err := s.acquire(t.Context())
-		if err != nil || jobs != want {
-			t.Errorf("%d left: %d jobs, %v, want %d", left, jobs, err, want)
+	for _, tt := range []struct {
+		name     string
+		parallel int
+		cores    []int
+		want     []int // jobs with 5, 4, 3, 2 and 1 builds left
+	}{
+		{"two cores", 4, []int{2}, []int{2, 2, 2, 2, 4}},
+		{"eight cores", 4, []int{8}, []int{4, 4, 6, 8, 16}},
+		{"as many as cores", 0, []int{2, 1}, []int{2, 2, 2, 3, 4}},
+		{"a wide machine and a small one", 0, []int{8, 2}, []int{4, 5, 7, 10, 16}},
+	} {
+		s := newSlots(tt.parallel, 5, tt.cores)
+		for i, want := range tt.want {
+			jobs, err := s.acquire(t.Context())
+			if err != nil || jobs != want {
+				t.Errorf("%s, %d left: %d jobs, %v, want %d", tt.name, 5-i, jobs, err, want)
+			}
+			s.release()
+			s.finished()
 		}
-		s.release()
-		s.finished()
 	}
 }
 
 // TestRetries has faults that pass, that do not, and that cannot.
 func TestRetries(t *testing.T) {
-	fault := errors.New("the runtime is out of order")
+	fault, lost := errors.New("the runtime is out of order"), fmt.Errorf("docker: %w", worker.ErrLost)
 	for _, tt := range []struct {
 		name     string
 		faults   int
@@ -362,6 +370,9 @@ func TestRetries(t *testing.T) {
 		{"none", 0, nil, Excluded, nil, 0},
 		{"passes", 2, fault, Excluded, []string{"1s: " + fault.Error(), "2s: " + fault.Error()}, 3 * time.Second},
 		{"does not pass", 9, fault, Infrastructure, []string{"1s: " + fault.Error(), "2s: " + fault.Error()}, 3 * time.Second},
+		{"daemons lost", 2, lost, Excluded, []string{"0s: " + lost.Error(), "0s: " + lost.Error()}, 0},
+		{"a daemon lost each time", 99, lost, Infrastructure, append(slices.Repeat([]string{"0s: " + lost.Error()}, maxLosses),
+			"1s: "+lost.Error(), "2s: "+lost.Error()), 3 * time.Second},
 		{"cannot pass", 9, fmt.Errorf("x: %w", fetch.ErrNotFound), Infrastructure, nil, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -27,6 +27,7 @@ type Progress struct {
 	drawn   int // lines of the live view on the screen
 	stop    chan struct{}
 	stopped sync.WaitGroup
+	closing sync.Once
 }
 
 var _ farm.Observer = (*Progress)(nil)
@@ -98,13 +99,20 @@ func (p *Progress) forget(c *farm.Cell) {
 	p.running = slices.DeleteFunc(p.running, func(r run) bool { return r.cell == c })
 }
 
-// Close ends the live view and leaves the counts.
+// Note prints a line above the live view.
+func (p *Progress) Note(line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.redraw(line + "\n")
+}
+
+// Close ends the live view and leaves the counts. Once more does nothing.
 func (p *Progress) Close() {
-	close(p.stop)
+	p.closing.Do(func() { close(p.stop) })
 	p.stopped.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.running = nil
+	p.running, p.width = nil, 0
 	p.erase()
 }
 
