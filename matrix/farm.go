@@ -18,6 +18,7 @@ type Farm struct {
 	Limits   Limits
 	Build    Build
 	Cache    Cache
+	Test     *Test `json:",omitzero"` // nil: what is built is not booted
 }
 
 // Word is a name or pattern and where it stands in the file.
@@ -37,6 +38,7 @@ type ModuleVersion struct {
 	Timeout       time.Duration // of one cell; default Limits.Timeout
 	Userspace     *Userspace    // what its build makes for user space; nil: nothing
 	License       string        // an SPDX expression for packages; "": what the modules say
+	Test          *ModuleTest   `json:",omitzero"` // how it is booted; nil: as any other
 	Pos           Pos
 }
 

@@ -17,6 +17,7 @@ type moduleEntry struct {
 	timeout       time.Duration
 	license       string
 	userspace     *Userspace
+	test          *ModuleTest
 	pos           Pos
 }
 
@@ -74,6 +75,7 @@ func (d *decoder) moduleFields(m *moduleEntry) fields {
 		"timeout":        func(n *yaml.Node) { d.duration(n, "timeout", &m.timeout) },
 		"userspace":      func(n *yaml.Node) { m.userspace = d.userspace(n) },
 		"license":        func(n *yaml.Node) { m.license = d.str(n, "license", checkLicense).Text },
+		"test":           func(n *yaml.Node) { m.test = d.moduleTest(n) },
 	}
 }
 
@@ -100,6 +102,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 		Timeout:       m.timeout,
 		License:       m.license,
 		Userspace:     m.userspace,
+		Test:          m.test,
 		Pos:           v.pos,
 	}
 	if v.version != "" {
@@ -116,6 +119,9 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 	}
 	if v.userspace != nil {
 		out.Userspace = v.userspace
+	}
+	if v.test != nil {
+		out.Test = v.test
 	}
 	return out
 }

@@ -154,6 +154,7 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 		"limits":   func(n *yaml.Node) { d.limits(n, &f.Limits) },
 		"build":    func(n *yaml.Node) { d.build(n, &f.Build) },
 		"cache":    func(n *yaml.Node) { d.cache(n, &f.Cache) },
+		"test":     func(n *yaml.Node) { f.Test = d.test(n) },
 	})
 	if given == nil {
 		return f

@@ -114,7 +114,7 @@ func parse(t *testing.T, data string) *Farm {
 }
 
 func TestParseGood(t *testing.T) {
-	for _, name := range []string{"minimal", "full", "attest"} {
+	for _, name := range []string{"minimal", "full", "attest", "test"} {
 		t.Run(name, func(t *testing.T) {
 			f := parse(t, string(read(t, "testdata/good/"+name+".yaml")))
 			got, err := json.MarshalIndent(struct {
