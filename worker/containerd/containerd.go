@@ -17,12 +17,14 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +38,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kofarm/kofarm/worker"
 )
@@ -66,9 +70,15 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// Socket gives the path of the socket that Open would use.
+func (cfg Config) Socket() string {
+	return strings.TrimPrefix(cmp.Or(cfg.Address, os.Getenv("CONTAINERD_ADDRESS"), defaultAddress), "unix://")
+}
+
 // Runner runs tasks in one containerd. Open makes one.
 type Runner struct {
 	client    *client.Client
+	address   string
 	claim     *worker.Claim
 	snapshots snapshots.Snapshotter
 	lease     leases.Lease
@@ -87,19 +97,12 @@ var _ worker.Runner = (*Runner)(nil)
 // Open connects to containerd and removes what killed runs have left there. It
 // fails where containerd does not answer. Close releases the Runner.
 func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
-	address := cfg.Address
-	if address == "" {
-		address = os.Getenv("CONTAINERD_ADDRESS")
-	}
-	if address == "" {
-		address = defaultAddress
-	}
-	address = strings.TrimPrefix(address, "unix://")
+	address := cfg.Socket()
 	c, err := connect(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
-	r := &Runner{client: c, snapshots: c.SnapshotService(snapshotter), day: time.Now().UTC().Format(dayFormat)}
+	r := &Runner{client: c, address: address, snapshots: c.SnapshotService(snapshotter), day: time.Now().UTC().Format(dayFormat)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.release())
@@ -140,6 +143,31 @@ func connect(ctx context.Context, address string) (*client.Client, error) {
 	return c, nil
 }
 
+// Ping fails where containerd does not answer.
+func (r *Runner) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	if _, err := r.client.Version(ctx); err != nil {
+		return fmt.Errorf("containerd at %s: %w", r.address, err)
+	}
+	return nil
+}
+
+// Capacity tells what containerd's machine has, which is this one.
+func (r *Runner) Capacity(ctx context.Context) (worker.Capacity, error) {
+	ctx, cancel := r.call(ctx)
+	defer cancel()
+	server, err := r.client.Server(ctx)
+	if err != nil {
+		return worker.Capacity{}, fmt.Errorf("asking who containerd is: %w", err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return worker.Capacity{}, fmt.Errorf("asking for this machine's memory: %w", err)
+	}
+	return worker.Capacity{ID: server.UUID, Cores: goruntime.NumCPU(), Memory: int64(info.Totalram) * int64(info.Unit)}, nil
+}
+
 func (r *Runner) labels() map[string]string {
 	return map[string]string{worker.StoreLabel: r.claim.Store, worker.RunLabel: r.claim.Run}
 }
@@ -152,7 +180,7 @@ func (r *Runner) Close(ctx context.Context) error {
 	if lerr := r.client.LeasesService().Delete(ctx, r.lease); lerr != nil && !errdefs.IsNotFound(lerr) {
 		err = errors.Join(err, fmt.Errorf("giving the lease back: %w", lerr))
 	}
-	return errors.Join(err, r.release())
+	return errors.Join(lost(err), r.release())
 }
 
 func (r *Runner) release() error {
@@ -176,13 +204,21 @@ func (r *Runner) Run(ctx context.Context, task worker.Task) (worker.Result, erro
 	_ = r.removeLeft(ctx)
 	chain, err := r.unpacked(ctx, task.Image)
 	if err != nil {
-		return worker.Result{}, fmt.Errorf("%s: bringing the image into containerd: %w", task.Name, err)
+		return worker.Result{}, fmt.Errorf("%s: bringing the image into containerd: %w", task.Name, lost(err))
 	}
 	result, err := r.run(ctx, task, chain)
 	if err != nil {
-		return result, fmt.Errorf("running %s: %w", task.Name, err)
+		return result, fmt.Errorf("running %s: %w", task.Name, lost(err))
 	}
 	return result, ctx.Err()
+}
+
+// lost marks errors of a containerd that has gone.
+func lost(err error) error {
+	if err == nil || errors.Is(err, worker.ErrLost) || (!errdefs.IsUnavailable(err) && status.Code(err) != codes.Unavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", worker.ErrLost, err)
 }
 
 // run makes a container, sees it through and removes it. What makes it does not

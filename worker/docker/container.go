@@ -2,6 +2,8 @@ package docker
 
 import (
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -83,7 +85,7 @@ func resources(limits worker.Limits) container.Resources {
 // mounts, before it lets that execute the command. The function that it gives
 // ends the search, and tells what it has found.
 func (r *Runner) lookFor(id string) (found func() worker.ScratchProbe) {
-	if !strings.HasPrefix(r.client.DaemonHost(), "unix:") || os.Geteuid() != 0 {
+	if !local(r.client.DaemonHost()) || os.Geteuid() != 0 {
 		return func() worker.ScratchProbe { return nil }
 	}
 	started, result := make(chan struct{}), make(chan worker.ScratchProbe, 1)
@@ -103,6 +105,16 @@ func (r *Runner) lookFor(id string) (found func() worker.ScratchProbe) {
 		}
 	}()
 	return func() worker.ScratchProbe { close(started); return <-result }
+}
+
+// local tells whether a daemon's address is of this machine.
+func local(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "tcp" {
+		return err == nil && u.Scheme == "unix"
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || (ip != nil && ip.IsLoopback())
 }
 
 // scratchOf opens the scratch file systems of a container by its cgroup's

@@ -50,9 +50,13 @@ const (
 
 // Config says which daemon to use.
 type Config struct {
-	// Host is the daemon's address. Empty: what DOCKER_HOST, DOCKER_TLS_VERIFY
-	// and DOCKER_CERT_PATH say, else the usual socket.
+	// Host is the daemon's address: unix:///path or tcp://host:port. Empty: that
+	// of DOCKER_HOST, else of the Docker context that DOCKER_CONTEXT or the
+	// Docker configuration names, else the usual socket.
 	Host string
+	// TLS is for a tcp address. The zero value: as DOCKER_TLS_VERIFY and
+	// DOCKER_CERT_PATH say.
+	TLS TLS
 	// Dir is a folder for the marks of who owns what.
 	Dir string
 	Log *slog.Logger
@@ -78,11 +82,7 @@ var _ worker.Runner = (*Runner)(nil)
 // Open connects to a daemon and removes what killed runs have left there. It
 // fails where the daemon does not answer. Close releases the Runner.
 func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
-	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
-	if cfg.Host != "" {
-		opts = append(opts, client.WithHost(cfg.Host))
-	}
-	c, err := client.NewClientWithOpts(opts...)
+	c, err := connect(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
@@ -92,7 +92,7 @@ func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
 			err = errors.Join(err, r.release())
 		}
 	}()
-	if err := r.ping(ctx); err != nil {
+	if err := r.Ping(ctx); err != nil {
 		return nil, err
 	}
 	if r.claim, err = worker.NewClaim(cfg.Dir); err != nil {
@@ -107,7 +107,8 @@ func Open(ctx context.Context, cfg Config) (_ *Runner, err error) {
 	return r, nil
 }
 
-func (r *Runner) ping(ctx context.Context) error {
+// Ping fails where the daemon does not answer.
+func (r *Runner) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	p, err := r.client.Ping(ctx)
@@ -120,11 +121,23 @@ func (r *Runner) ping(ctx context.Context) error {
 	return nil
 }
 
+// Capacity asks what the daemon's machine has.
+func (r *Runner) Capacity(ctx context.Context) (worker.Capacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	info, err := r.client.Info(ctx)
+	if err != nil {
+		return worker.Capacity{}, fmt.Errorf("asking what the Docker daemon's machine has: %w", err)
+	}
+	id := info.ID + " " + info.DockerRootDir // daemons of one machine may share their ID
+	return worker.Capacity{ID: id, Cores: info.NCPU, Memory: info.MemTotal}, nil
+}
+
 // Close releases the Runner. No task may be running.
 func (r *Runner) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 	defer cancel()
-	return errors.Join(r.removeLeft(ctx), r.release())
+	return errors.Join(lost(r.removeLeft(ctx)), r.release())
 }
 
 func (r *Runner) release() error {
@@ -140,13 +153,14 @@ func (r *Runner) release() error {
 
 // Run implements [worker.Runner].
 func (r *Runner) Run(ctx context.Context, task worker.Task) (worker.Result, error) {
+	_ = r.removeLeft(ctx)
 	image, err := r.ensure(ctx, task.Image)
 	if err != nil {
-		return worker.Result{}, fmt.Errorf("%s: %w", task.Name, err)
+		return worker.Result{}, fmt.Errorf("%s: %w", task.Name, lost(err))
 	}
 	result, err := r.run(ctx, task, image)
 	if err != nil {
-		return result, fmt.Errorf("running %s: %w", task.Name, err)
+		return result, fmt.Errorf("running %s: %w", task.Name, lost(err))
 	}
 	return result, ctx.Err()
 }
@@ -229,7 +243,7 @@ func (r *Runner) await(live, steady context.Context, name string, exited <-chan 
 		case <-exited:
 			return nil
 		case err := <-failed:
-			return fmt.Errorf("waiting for the container: %w", err)
+			return fmt.Errorf("waiting for the container: %w", cut(err))
 		case <-late:
 			return errors.New("the container does not end")
 		case <-done:
@@ -249,7 +263,7 @@ func drained(copied <-chan error) error {
 	select {
 	case err := <-copied:
 		if err != nil {
-			return fmt.Errorf("reading the container's output: %w", err)
+			return fmt.Errorf("reading the container's output: %w", cut(err))
 		}
 		return nil
 	case <-time.After(callTime):

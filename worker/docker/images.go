@@ -18,6 +18,8 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	dockerimage "github.com/docker/docker/api/types/image"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kofarm/kofarm/worker"
 )
 
 // tagPrefix begins the tags of our images, kofarm:<digest>-<day>. The day of
@@ -105,6 +107,9 @@ func (r *Runner) transfer(ctx context.Context, img *image) error {
 		if err == nil || reached || ctx.Err() != nil {
 			return err
 		}
+		if silent := r.Ping(ctx); silent != nil { // it reaches nobody
+			return fmt.Errorf("%w: %w", worker.ErrLost, silent)
+		}
 		r.log.Warn("the Docker daemon does not reach this machine's loopback: each image is sent as a whole", "err", err)
 		r.sends.Store(true)
 	}
@@ -142,7 +147,7 @@ func readProgress(r io.Reader) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return fmt.Errorf("reading the daemon's messages: %w", err)
+			return fmt.Errorf("reading the daemon's messages: %w", cut(err))
 		case message.Error != "":
 			return errors.New(message.Error)
 		}
