@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,8 +18,9 @@ import (
 
 type buildFlags struct {
 	output   string
+	bundle   string
 	parallel int
-	runtime  string
+	daemons  daemonFlags
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -28,13 +30,17 @@ func (a *app) buildCommand() *cobra.Command {
 		Short: "Build every cell that is not in the store, and write packages and results.json",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.bundle != "" && len(args) > 0 {
+				return fmt.Errorf("%s: with --bundle the farm file is the bundle's", args[0])
+			}
 			return a.build(cmd.Context(), farmArg(args), f)
 		},
 	}
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
+	cmd.Flags().StringVar(&f.bundle, "bundle", "", "`file` that kofarm bundle has written: build from it alone, without network")
 	cmd.Flags().IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
 	a.lockedFlag(cmd)
-	cmd.Flags().StringVar(&f.runtime, "runtime", "", "what runs the containers: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
+	f.daemons.add(cmd, "what runs the containers: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	return cmd
 }
 
@@ -62,7 +68,7 @@ func (a *app) packageCommand() *cobra.Command {
 }
 
 func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) {
-	if _, err := runtimeName(f.runtime, &matrix.Farm{}); err != nil {
+	if _, err := f.daemons.runtime(&matrix.Farm{}); err != nil {
 		return err
 	}
 	if f.parallel < 0 {
@@ -76,27 +82,26 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	name, err := runtimeName(f.runtime, s.farm)
+	rt, err := f.daemons.runtime(s.farm)
 	if err != nil {
 		return err
 	}
-	runner, err := a.openRunner(ctx, name, s.store.Dir())
+	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
+	defer progress.Close()
+	rt.store, rt.parallel = s.store.Dir(), cmp.Or(f.parallel, s.farm.Build.Parallel)
+	rt.say = func(line string) { progress.Note("kofarm: " + line) }
+	runner, err := a.openRunner(ctx, rt)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(runner.close(ctx))) }()
-	parallel := f.parallel
-	if parallel == 0 {
-		parallel = s.farm.Build.Parallel
-	}
-	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
 	cache, err := a.cache(s)
 	if err != nil {
 		return err
 	}
 	b := &farm.Builder{
 		Store: s.store, Cache: cache, Images: s.images, Runner: runner,
-		Observer: progress, Log: a.log, Limits: limits(s.farm), Parallel: parallel, Retries: s.farm.Build.Retries,
+		Observer: progress, Log: a.log, Limits: limits(s.farm), Cores: runner.cores, Parallel: rt.parallel, Retries: s.farm.Build.Retries,
 	}
 	results, err := b.Build(ctx, s.plan.Cells)
 	progress.Close()
@@ -104,6 +109,14 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		return err
 	}
 	return a.collect(ctx, s, c, results)
+}
+
+// openAny opens a bundle if one is given, else a farm file.
+func (a *app) openAny(ctx context.Context, file, bundle string) (*session, error) {
+	if bundle != "" {
+		return a.openBundle(ctx, bundle)
+	}
+	return a.open(ctx, file)
 }
 
 // collect writes the output, and turns it into the exit status.

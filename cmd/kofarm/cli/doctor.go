@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,8 @@ import (
 
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/worker/containerd"
+	"github.com/kofarm/kofarm/worker/docker"
 	"github.com/kofarm/kofarm/worker/embedded"
 	"github.com/kofarm/kofarm/worker/trial"
 )
@@ -57,7 +60,7 @@ const ordinaryUser = "embedded, ordinary user"
 const triedTime = 90 * time.Second
 
 func (a *app) doctorCommand() *cobra.Command {
-	var only string
+	var flags daemonFlags
 	cmd := &cobra.Command{
 		Use:   "doctor [farm.yaml]",
 		Short: "Say what this host can run, and how to mend what is missing",
@@ -67,6 +70,7 @@ one) its keyrings, mirrors and shared cache. Exit status: 0 where at least one
 runtime works, else 3.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			only := flags.name
 			if only != "" && (only == matrix.Auto || !slices.Contains(matrix.Runtimes(), only)) {
 				return fmt.Errorf("--runtime %s: want one of embedded, docker, containerd", only)
 			}
@@ -74,10 +78,15 @@ runtime works, else 3.`,
 			if err != nil {
 				return err
 			}
-			return a.doctor(cmd.Context(), f, only)
+			flags.name = cmp.Or(only, matrix.Auto) // all are tried
+			rt, err := flags.runtime(cmp.Or(f, &matrix.Farm{}))
+			if err != nil {
+				return err
+			}
+			return a.doctor(cmd.Context(), f, only, rt)
 		},
 	}
-	cmd.Flags().StringVar(&only, "runtime", "", "try only this `runtime`, and look at nothing else")
+	flags.add(cmd, "try only this `runtime`, and look at nothing else")
 	return cmd
 }
 
@@ -95,19 +104,21 @@ func doctorFarm(args []string) (*matrix.Farm, error) {
 	return f, err
 }
 
-func (a *app) doctor(ctx context.Context, f *matrix.Farm, only string) error {
+func (a *app) doctor(ctx context.Context, f *matrix.Farm, only string, rt runtime) error {
 	d := diagnosis{Version: 1, Runtimes: []string{}}
 	dir, storeCheck, done := a.doctorStore()
 	defer done()
+	rt.store = dir
 	for _, name := range []string{matrix.Embedded, matrix.Docker, matrix.Containerd} {
 		if only != "" && only != name {
 			continue
 		}
-		c := a.tryRuntime(ctx, name, dir)
-		if c.Status == good || c.Status == warning {
+		works := func(c check) bool { return c.Status == good || c.Status == warning }
+		checks := a.tryRuntime(ctx, name, rt)
+		if slices.ContainsFunc(checks, works) {
 			d.Runtimes = append(d.Runtimes, name)
 		}
-		d.Checks = append(d.Checks, c)
+		d.Checks = append(d.Checks, checks...)
 		if name == matrix.Embedded && only == "" && os.Geteuid() == 0 {
 			d.Checks = append(d.Checks, a.tryOrdinaryUser(ctx))
 		}
@@ -173,19 +184,35 @@ func (a *app) doctorStore() (dir string, c check, done func()) {
 	return dir, c, func() { os.RemoveAll(dir) }
 }
 
-// tryRuntime runs a container.
-func (a *app) tryRuntime(ctx context.Context, name, dir string) check {
+// tryRuntime runs a container on each daemon of a runtime.
+func (a *app) tryRuntime(ctx context.Context, name string, rt runtime) []check {
+	var checks []check
+	for _, d := range rt.of(name) {
+		one := rt
+		one.name, one.daemons = name, map[string][]matrix.Daemon{name: {d}}
+		c := a.tryDaemon(ctx, one, d.Address)
+		c.Name = strings.TrimSpace(name + " " + d.Address)
+		checks = append(checks, c)
+	}
+	return checks
+}
+
+// tryDaemon runs a container.
+func (a *app) tryDaemon(ctx context.Context, rt runtime, address string) check {
 	ctx, cancel := context.WithTimeout(ctx, triedTime)
 	defer cancel()
-	if c, ok := noSocket(name); !ok {
+	if c, ok := noSocket(rt.name, address); !ok {
 		return c
 	}
-	c := check{Name: name, Status: good}
-	r, err := a.openRunner(ctx, name, dir)
+	c := check{Status: good}
+	r, err := a.openRunner(ctx, rt)
 	if err == nil {
 		begun := time.Now()
 		err = trial.Run(ctx, r)
 		c.Detail = fmt.Sprintf("has run a container in %d ms", time.Since(begun).Milliseconds())
+		if len(r.cores) == 1 {
+			c.Detail += fmt.Sprintf("; %d builds at a time", r.cores[0])
+		}
 		if e, ok := r.Runner.(*embedded.Runner); ok && !e.Limited() {
 			c.Status = warning
 			c.Detail += "; without a cgroup: each process's memory is limited, not a build's"
@@ -194,7 +221,7 @@ func (a *app) tryRuntime(ctx context.Context, name, dir string) check {
 		err = errors.Join(err, r.close(ctx))
 	}
 	if err != nil {
-		return check{Name: name, Status: missing, Detail: err.Error(), Remedy: remedies[name]}
+		return check{Status: missing, Detail: err.Error(), Remedy: remedies[rt.name]}
 	}
 	return c
 }
@@ -206,34 +233,35 @@ var remedies = map[string]string{
 	matrix.Containerd: "see that `ctr version` works for this user: it is root's unless configured otherwise",
 }
 
-// sockets are where daemons are found, and the variables that say otherwise.
-var sockets = map[string]struct{ variable, path string }{
-	matrix.Docker:     {"DOCKER_HOST", "/var/run/docker.sock"},
-	matrix.Containerd: {"CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"},
-}
-
 // noSocket finds out why a daemon need not be asked. It is fine where there is
 // none: the embedded runtime needs no daemon.
-func noSocket(name string) (c check, ok bool) {
-	s, daemon := sockets[name]
-	if !daemon {
+func noSocket(name, address string) (c check, ok bool) {
+	variable := "CONTAINERD_ADDRESS"
+	path := containerd.Config{Address: address}.Socket()
+	switch name {
+	case matrix.Embedded:
 		return c, true
+	case matrix.Docker:
+		variable = "DOCKER_HOST"
+		host, err := docker.Config{Host: address}.Address()
+		if err != nil {
+			return check{Status: missing, Detail: err.Error(), Remedy: remedies[name]}, false
+		}
+		path = strings.TrimPrefix(host, "unix://")
 	}
-	path := s.path
-	if v := os.Getenv(s.variable); v != "" {
-		path = v
-	}
-	path = strings.TrimPrefix(path, "unix://")
 	if !filepath.IsAbs(path) {
 		return c, true // tcp:// and the like
 	}
-	c = check{Name: name, Status: missing}
+	c = check{Status: missing}
 	switch err := unix.Access(path, unix.R_OK|unix.W_OK); {
 	case err == nil:
 		return c, true
 	case errors.Is(err, fs.ErrNotExist):
 		c.Status, c.Detail = absent, "there is no socket "+path
-		c.Remedy = "none is needed; to use it, start the daemon, or set " + s.variable
+		c.Remedy = "none is needed; to use it, start the daemon, or set " + variable
+		if address != "" { // the farm file or a flag asks for it
+			c.Status, c.Remedy = missing, "start the daemon, or take the address out of the farm file's build."+name
+		}
 	default:
 		c.Detail = fmt.Sprintf("socket %s: %v", path, err)
 		c.Remedy = "run as root, or as a member of the socket's group"
