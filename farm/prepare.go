@@ -50,8 +50,6 @@ type Plan struct {
 	// Drift is what of the farm file the lock does not cover, and the other way
 	// round, by the places.
 	Drift []lock.Drift
-
-	sources map[*matrix.ModuleVersion]*images.Source
 }
 
 // suiteKey names an opened suite.
@@ -113,7 +111,7 @@ func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err
 	if err := s.refused(); err != nil {
 		return nil, err
 	}
-	return &Plan{Farm: f, Cells: cells, Warnings: warnings, Drift: s.pins.sorted(), sources: s.sources}, nil
+	return &Plan{Farm: f, Cells: cells, Warnings: warnings, Drift: s.pins.sorted()}, nil
 }
 
 // begin is the state before anything is read.
@@ -281,7 +279,7 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 		open = images.RPMSource
 	}
 	if src.Remote() {
-		file, err := s.fetchFile(ctx, fetch.File{URLs: []string{src.File()}, SHA256: src.SHA256, Size: -1})
+		file, err := s.fetchFile(ctx, remoteFile(src))
 		if err != nil {
 			return nil, err
 		}

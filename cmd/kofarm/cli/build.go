@@ -74,10 +74,11 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if f.parallel < 0 {
 		return fmt.Errorf("--parallel %d: a number of builds, or 0 for one for each core", f.parallel)
 	}
-	s, err := a.open(ctx, file)
+	s, err := a.openAny(ctx, file, f.bundle)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, infrastructure(s.close())) }()
 	c, err := s.collector(ctx, f.output)
 	if err != nil {
 		return err

@@ -19,6 +19,9 @@ import (
 // cache is the shared cache that the farm file names, nil for none. From now on
 // images share their layers there.
 func (a *app) cache(s *session) (farm.Cache, error) {
+	if s.bundle != nil {
+		return farm.BundleCache{Bundle: s.bundle, Store: s.store}, nil
+	}
 	c := s.farm.Cache
 	if c.Registry == "" || a.offline {
 		return nil, nil

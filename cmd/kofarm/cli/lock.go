@@ -3,11 +3,10 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -106,23 +105,10 @@ func writeLock(name string, l *lock.Lock) (changed bool, err error) {
 	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, data) {
 		return false, nil
 	}
-	return true, writeFile(name, data)
-}
-
-// writeFile writes a file under a temporary name and renames it.
-func writeFile(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".kofarm-tmp-*")
-	if err != nil {
+	return true, replaceFile(name, func(w io.Writer) error {
+		_, err := w.Write(data)
 		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	})
 }
 
 func (a *app) printLock(name string, changed bool, changes []lock.Change, pinned *farm.Pinned) error {
@@ -130,9 +116,7 @@ func (a *app) printLock(name string, changed bool, changes []lock.Change, pinned
 		if changes == nil {
 			changes = []lock.Change{}
 		}
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", " ")
-		return enc.Encode(struct {
+		return a.encode(struct {
 			Version int           `json:"version"`
 			Lock    string        `json:"lock"`
 			Changed bool          `json:"changed"`

@@ -32,18 +32,27 @@ type session struct {
 	farm   *matrix.Farm
 	plan   *farm.Plan
 	dir    string // of the farm file
+
+	bundle   *farm.Bundle // that the farm comes from, or nil
+	unpacked string       // its sources
 }
 
 // open reads a farm file, with its lock if there is one, and makes its plan.
 func (a *app) open(ctx context.Context, file string) (*session, error) {
+	s, _, err := a.load(ctx, file)
+	return s, err
+}
+
+// load is open, and gives what has made the plan as well.
+func (a *app) load(ctx context.Context, file string) (*session, *farm.Preparer, error) {
 	s, p, err := a.begin(file)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if p.Lock, err = readLock(lock.FileName(file)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return s, a.prepare(ctx, s, p)
+	return s, p, a.prepare(ctx, s, p)
 }
 
 // begin reads a farm file and opens the store.
