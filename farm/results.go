@@ -3,6 +3,7 @@ package farm
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,8 +62,9 @@ type CellReport struct {
 	Inputs     *InputReport   `json:"inputs,omitzero"`
 	Modules    []ModuleReport `json:"modules,omitzero"`
 	Symvers    *Blob          `json:"symvers,omitzero"`
-	Files      []string       `json:"files,omitzero"` // the packages that hold the modules
-	Log        string         `json:"log,omitzero"`   // path
+	Installed  *Blob          `json:"installed,omitzero"` // a tar of user-space files
+	Files      []string       `json:"files,omitzero"`     // the packages that hold the modules
+	Log        string         `json:"log,omitzero"`       // path
 }
 
 // ModuleReport is a built module, unsigned.
@@ -169,7 +171,7 @@ func (r *Report) cell(res *Result) CellReport {
 	}
 	cr.Phase, cr.Message, cr.FirstError, cr.DKMSExit = rec.Phase, rec.Message, rec.FirstError, rec.DKMSExit
 	cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Compiler, rec.Seconds, rec.MemoryPeak
-	cr.Symvers = rec.Symvers
+	cr.Symvers, cr.Installed = rec.Symvers, rec.Installed
 	for _, m := range rec.Modules {
 		cr.Modules = append(cr.Modules, ModuleReport{Module: m})
 	}
@@ -205,6 +207,23 @@ func (r *Report) packageSet(pkgs []*apt.Package) string {
 	r.PackageSets[digest] = refs
 	r.digests[&pkgs[0]] = digest
 	return digest
+}
+
+// ReadReport reads a results.json.
+func ReadReport(path string) (_ *Report, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var r Report
+	if err := json.NewDecoder(io.LimitReader(f, maxResults)).Decode(&r); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if r.Version != ReportVersion {
+		return nil, fmt.Errorf("reading %s: version %d is not known", path, r.Version)
+	}
+	return &r, nil
 }
 
 // paths lists every file that the report names.

@@ -40,6 +40,20 @@ func (b Build) Command() []string {
 	return append(args, b.MakeArgs...)
 }
 
+// jobsArg is where [Build.Command] has the number of jobs.
+const jobsArg = 6
+
+// WithJobs gives a command line of the recipe with another number of jobs. Any
+// other command line stays as it is.
+func WithJobs(args []string, jobs int) []string {
+	if len(args) <= jobsArg || args[1] != RecipePath {
+		return args
+	}
+	args = slices.Clone(args)
+	args[jobsArg] = strconv.Itoa(max(jobs, 1))
+	return args
+}
+
 // Env is the whole environment of a build.
 func Env() []string {
 	return []string{

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -127,4 +128,21 @@ func FuzzReadOutput(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestWithJobs(t *testing.T) {
+	b := Build{Module: "m", Version: "1", Kernel: "6.1", Arch: "x86_64", Jobs: 4, MakeArgs: []string{"V=1"}}
+	args := b.Command()
+	got := WithJobs(args, 9)
+	b.Jobs = 9
+	if want := b.Command(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if b.Jobs = 4; !slices.Equal(args, b.Command()) {
+		t.Errorf("the command line that was given has changed: %q", args)
+	}
+	other := []string{"/bin/sh", "-c", "a", "b", "c", "d", "4"}
+	if got := WithJobs(other, 9); !slices.Equal(got, other) {
+		t.Errorf("another command line became %q", got)
+	}
 }
