@@ -3,7 +3,7 @@
 // A task's image goes to the daemon layer by layer: the Runner offers it on
 // loopback by the registry protocol, and the daemon pulls the layers that it
 // lacks. A daemon that does not reach this machine's loopback (rootless, in a
-// virtual machine, elsewhere) is sent whole images.
+// virtual machine, elsewhere) is sent them, without those that it has below.
 //
 //	Runner ──registry on loopback──▶ daemon: image by digest
 //	   │ ──create, attach, start───▶ container ──stdout, stderr: one stream──▶ Runner
@@ -71,6 +71,7 @@ type Runner struct {
 	day      string // of Open
 	bringing singleflight.Group
 	sends    atomic.Bool  // the daemon does not reach the registry
+	sent     counter      // bytes of images that were sent
 	tasks    atomic.Int64 // counted for their containers' names
 
 	mu   sync.Mutex

@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -110,7 +111,7 @@ func (r *Runner) transfer(ctx context.Context, img *image) error {
 		if silent := r.Ping(ctx); silent != nil { // it reaches nobody
 			return fmt.Errorf("%w: %w", worker.ErrLost, silent)
 		}
-		r.log.Warn("the Docker daemon does not reach this machine's loopback: each image is sent as a whole", "err", err)
+		r.log.Warn("the Docker daemon does not reach this machine's loopback: it is sent images, without the layers that it has", "err", err)
 		r.sends.Store(true)
 	}
 	return r.send(ctx, img)
@@ -154,12 +155,60 @@ func readProgress(r io.Reader) error {
 	}
 }
 
-// send sends the image as an archive of the form of `docker save`.
+// send sends the image as an archive of the form of `docker save`, without the
+// layers below that the daemon has: it looks for a layer before it reads it.
+// Where that does not do, as a daemon with containerd's store of images wants
+// them all, it is sent whole.
 func (r *Runner) send(ctx context.Context, img *image) error {
+	known, err := r.known(ctx, img)
+	if err != nil {
+		return err
+	}
+	if known > 0 {
+		if err := r.load(ctx, img, known); err == nil || ctx.Err() != nil || errors.Is(err, errContent) {
+			return err
+		}
+	}
+	return r.load(ctx, img, 0)
+}
+
+// known gives how many of the image's layers, from below, are those of an image
+// of ours that the daemon has.
+func (r *Runner) known(ctx context.Context, img *image) (int, error) {
+	list, err := r.images(ctx)
+	if err != nil {
+		return 0, err
+	}
+	most := 0
+	for _, other := range list {
+		found, err := r.client.ImageInspect(ctx, other.ID)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("inspecting image %s: %w", other.ID, err)
+		}
+		most = max(most, common(img.diffIDs, found.RootFS.Layers))
+	}
+	return most, nil
+}
+
+// common gives how many of two images' layers are the same, from below.
+func common(a []v1.Hash, b []string) int {
+	for i := range a {
+		if i == len(b) || a[i].String() != b[i] {
+			return i
+		}
+	}
+	return len(a)
+}
+
+// load sends the image without so many layers from below.
+func (r *Runner) load(ctx context.Context, img *image, without int) error {
 	pr, pw := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
-		err := writeArchive(pw, img)
+		err := writeArchive(io.MultiWriter(pw, &r.sent), img, without)
 		pw.CloseWithError(err)
 		written <- err
 	}()
@@ -174,8 +223,23 @@ func (r *Runner) send(ctx context.Context, img *image) error {
 	return err
 }
 
-// writeArchive writes an archive as the Docker image specification 1.2 has it.
-func writeArchive(w io.Writer, img *image) error {
+// counter counts the bytes that are written to it.
+type counter struct{ atomic.Int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// Moved gives the bytes of images that went to the daemon so far.
+func (r *Runner) Moved() int64 { return r.registry.bytes.Load() + r.sent.Load() }
+
+// errContent marks a fault of the image's content.
+var errContent = errors.New("the image cannot be read")
+
+// writeArchive writes an archive as the Docker image specification 1.2 has it,
+// without so many layers from below.
+func writeArchive(w io.Writer, img *image, without int) error {
 	tw := tar.NewWriter(w)
 	index := struct {
 		Config string
@@ -185,14 +249,14 @@ func writeArchive(w io.Writer, img *image) error {
 		return err
 	}
 	seen := map[string]bool{}
-	for _, l := range img.layers {
+	for i, l := range img.layers {
 		digest, err := l.Digest()
 		if err != nil {
 			return err
 		}
 		name := digest.Hex + ".tar.gz"
 		index.Layers = append(index.Layers, name)
-		if seen[name] {
+		if i < without || seen[name] {
 			continue
 		}
 		seen[name] = true
@@ -218,15 +282,19 @@ func addBlob(tw *tar.Writer, name string, want v1.Hash, b blob) error {
 	}
 	rc, err := b.open()
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", want, err)
+		return fmt.Errorf("%w: %s: %w", errContent, want, err)
 	}
 	defer rc.Close()
 	sum := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(sum, tw), io.LimitReader(rc, b.size)); err != nil {
-		return fmt.Errorf("reading %s: %w", want, err)
+	_, err = io.Copy(io.MultiWriter(sum, tw), io.LimitReader(rc, b.size))
+	if errors.Is(err, io.ErrClosedPipe) { // the daemon takes no more
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", errContent, want, err)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
-		return fmt.Errorf("%s: its content has sha256 %s", want, got)
+		return fmt.Errorf("%w: %s: its content has sha256 %s", errContent, want, got)
 	}
 	return nil
 }

@@ -161,6 +161,7 @@ func (r *registry) send(w io.Writer, digest string, b blob) error {
 // configuration that says nothing else.
 type image struct {
 	layers           []v1.Layer
+	diffIDs          []v1.Hash
 	config, manifest v1.Hash
 	blobs            map[string]blob
 }
@@ -192,6 +193,7 @@ func newImage(img v1.Image) (*image, error) {
 		return nil, err
 	}
 	m, err := i.add(manifest, types.OCIManifestSchema1)
+	i.diffIDs = config.RootFS.DiffIDs
 	i.config, i.manifest = manifest.Config.Digest, m.Digest
 	return i, err
 }

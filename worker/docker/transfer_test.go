@@ -95,10 +95,15 @@ func TestSend(t *testing.T) {
 	if err := r.registry.close(); err != nil {
 		t.Fatal(err)
 	}
-	layer := noise(t, "x", 1000)
-	runs(t, r, workertest.Image(t, layer, layer), "wc -c < /x", "1000\n")
+	toolchain, layer := noise(t, "gcc", 3<<20), noise(t, "x", 1000)
+	runs(t, r, workertest.Image(t, toolchain, layer, layer), "wc -c < /x", "1000\n")
 	if !r.sends.Load() {
 		t.Error("it was pulled")
+	}
+	before, other := r.Moved(), noise(t, "y", 1<<20)
+	runs(t, r, workertest.Image(t, toolchain, other), "wc -c < /y", "1048576\n")
+	if got, want := r.Moved()-before, size(t, other); got < want || got > want+100<<10 {
+		t.Errorf("a second image: %d bytes, want hardly more than the %d of its own layer", got, want)
 	}
 	damaged := errors.New("damaged")
 	_, err := r.Run(t.Context(), worker.Task{Name: "damaged", Image: workertest.Image(t, failing{noise(t, "y", 1000), damaged}), Args: []string{"/bin/sh"}})
