@@ -30,8 +30,8 @@ type daemon struct {
 }
 
 // own describes a daemon of that name, which no other test has meanwhile, starts
-// it, and ends it with the test.
-func own(t *testing.T, kind, name string) *daemon {
+// it with more arguments, and ends it with the test.
+func own(t *testing.T, kind, name string, more ...string) *daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test starts daemons: run it as root")
@@ -59,6 +59,7 @@ address = %q
 `, data, filepath.Join(run, "state"), d.socket))
 		d.command = []string{"containerd", "--config", config}
 	}
+	d.command = append(d.command, more...)
 	adopt(t)
 	t.Cleanup(func() { d.end(t) })
 	d.start(t)
