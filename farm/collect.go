@@ -48,6 +48,8 @@ type Collector struct {
 	Signer *sign.Key
 	// ModuleKey signs modules, as Output.SignModules says; nil: they are not signed.
 	ModuleKey *modsign.Key
+	// Attester says what packages were made from; nil: nobody does.
+	Attester *Attester
 }
 
 // Collected is what Collect has written.
@@ -108,6 +110,12 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, err
 	}
 	m.signing.report(results, report)
+	if report.Attestations, err = c.attest(ctx, m, results, packages, files); err != nil {
+		return nil, err
+	}
+	if err := c.checksums(report, packages); err != nil {
+		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
+	}
 	for _, err := range refused {
 		report.Refused = append(report.Refused, err.Error())
 	}

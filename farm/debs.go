@@ -93,7 +93,8 @@ func (d *debs) modulesPackage(r *Result) (Package, error) {
 	h := d.packageKey(debFormat, "deb modules", r.Cell.Inputs.Source, m.Maintainer, m.KernelVersion, d.output.Modules, r.Cell.Module.License)
 	d.signing.addTo(h, r)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(ctx context.Context, w io.Writer) (err error) {
+	options := map[string]any{"maintainer": m.Maintainer, "kernelRevision": d.out.KernelRevision, "modules": string(d.output.Modules)}
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "deb modules", Options: options, Holds: HoldsModules, Write: func(ctx context.Context, w io.Writer) (err error) {
 		if m.Info, err = d.filled(m.Info, r); err != nil {
 			return err
 		}
@@ -114,7 +115,7 @@ func (d *debs) metaPackage(r *Result) (Package, error) {
 	name, err := m.FileName()
 	h := d.packageKey(debFormat, "deb meta", r.Cell.Inputs.Source, m.Maintainer, m.KernelVersion, m.Flavor, r.Cell.Module.License)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(_ context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "deb meta", Options: map[string]any{"maintainer": m.Maintainer}, Write: func(_ context.Context, w io.Writer) (err error) {
 		if m.Info, err = d.filled(m.Info, r); err != nil {
 			return err
 		}
@@ -134,7 +135,9 @@ func (d *debs) dkmsPackage(group []*Result) (Package, error) {
 		fmt.Fprintln(h, t.Key)
 	}
 	addResult(h, group[0])
-	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Write: func(ctx context.Context, w io.Writer) (err error) {
+	options := map[string]any{"maintainer": p.Maintainer, "prebuilt": d.out.Prebuilt}
+	holds := HoldsSource | holdsModules(d.out.Prebuilt)
+	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "deb dkms", Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
 		if p.Info, err = d.filled(p.Info, group[0]); err != nil {
 			return err
 		}
@@ -166,7 +169,8 @@ func (d *debs) sourcePackages(group []*Result) ([]Package, error) {
 	for _, name := range names {
 		h := d.packageKey(debFormat, "deb source", src, p.Maintainer, name, group[0].Cell.Module.License)
 		addResult(h, group[0])
-		all = append(all, Package{Name: name, Cells: cellsOf(group), Key: sum(h), Write: func(_ context.Context, w io.Writer) error {
+		options := map[string]any{"maintainer": p.Maintainer}
+		all = append(all, Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "deb source", Options: options, Holds: HoldsSource, Write: func(_ context.Context, w io.Writer) error {
 			return d.writeSource(p, group[0], name, w)
 		}})
 	}

@@ -199,7 +199,7 @@ func TestCollect(t *testing.T) {
 	want := []string{
 		"hello-1.0-kernel6.1.0-8-amd64-x86_64.dkms.tar.gz", "hello-1.0-kernel6.1.0-8-amd64-x86_64-full.dkms.tar.gz",
 		"hello-1.0-kernel6.1.0-9-amd64-x86_64.dkms.tar.gz", "hello-1.0-kernel6.1.0-9-amd64-x86_64-full.dkms.tar.gz",
-		"logs/hello-1.0/6.1.0-7-amd64-x86_64.log", "logs/hello-1.0/6.1.0-8-amd64-x86_64.log", "logs/hello-1.0/6.1.0-9-amd64-x86_64.log", "results.json",
+		"logs/hello-1.0/6.1.0-7-amd64-x86_64.log", "logs/hello-1.0/6.1.0-8-amd64-x86_64.log", "logs/hello-1.0/6.1.0-9-amd64-x86_64.log", "results.json", checksumsFile,
 	}
 	names := files(t, dir)
 	if len(names) != len(want) || slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "kernel6.1.0-7") }) {
@@ -243,7 +243,7 @@ func goldenDigests(t *testing.T, data []byte) []string {
 	if err := json.Unmarshal(data, &r); err != nil {
 		t.Fatal(err)
 	}
-	var all []string
+	all := []string{r.Checksums.SHA256}
 	for _, f := range r.Files {
 		all = append(all, f.SHA256, fmt.Sprintf(`"size": %d`, f.Size))
 	}
@@ -280,7 +280,7 @@ func TestCollectAgain(t *testing.T) {
 	if _, err := c.Collect(t.Context(), all[:1]); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{filepath.Base(tarball), "logs/hello-1.0/" + kept + "-x86_64.log", "mine.txt", "results.json"}
+	want := []string{checksumsFile, filepath.Base(tarball), "logs/hello-1.0/" + kept + "-x86_64.log", "mine.txt", "results.json"}
 	if got := files(t, dir); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -30,6 +30,28 @@ type Package struct {
 	// Key is the sha256 in hex of all that the package's bytes depend on.
 	Key   string
 	Write func(ctx context.Context, w io.Writer) error
+
+	Kind    string         // format and kind, as "dkms full" or "deb modules"
+	Options map[string]any // what the farm file says about such packages
+	Holds   Holds
+}
+
+// Holds says what is in a package, in bits.
+type Holds int
+
+// What a package may hold. One that holds nothing only depends on others.
+const (
+	HoldsModules Holds = 1 << iota // of all its cells
+	HoldsTools                     // user-space files that the build has made
+	HoldsSource
+)
+
+// holdsModules is HoldsModules where the package carries prebuilt tarballs.
+func holdsModules(prebuilt bool) Holds {
+	if prebuilt {
+		return HoldsModules
+	}
+	return 0
 }
 
 // Kernels knows the kernels that cells are built for.

@@ -28,6 +28,10 @@ type Report struct {
 
 	Signing *SigningReport `json:"moduleSigning,omitzero"` // of the modules in the packages
 
+	Attestations       []AttestationReport `json:"attestations,omitzero"` // of the packages, in their order
+	Checksums          *File               `json:"checksums,omitzero"`
+	ChecksumsSignature *File               `json:"checksumsSignature,omitzero"` // by the OpenPGP key
+
 	// Refused says which packages could not be made of what was built, and why.
 	Refused []string `json:"refused,omitzero"`
 
@@ -234,6 +238,14 @@ func (r *Report) paths() []string {
 	}
 	if r.Signing != nil {
 		paths = append(paths, r.Signing.Certificate.Path, r.Signing.HowTo.Path)
+	}
+	for _, a := range r.Attestations {
+		paths = append(paths, a.Statement.Path, a.SBOM.Path)
+	}
+	for _, f := range []*File{r.Checksums, r.ChecksumsSignature} {
+		if f != nil {
+			paths = append(paths, f.Path)
+		}
 	}
 	for _, c := range r.Cells {
 		if c.Log != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 
 	"github.com/kofarm/kofarm/farm/kmod"
@@ -63,6 +64,13 @@ func (p *rpms) info(r *Result) rpm.Info {
 		License: r.Cell.Module.License, Packager: p.out.Packager, Epoch: p.epochOf(src)}
 }
 
+// options are those of all RPMs.
+func (p *rpms) options(more map[string]any) map[string]any {
+	o := map[string]any{"style": string(p.out.Style), "release": p.out.Release, "packager": p.out.Packager}
+	maps.Copy(o, more)
+	return o
+}
+
 func (p *rpms) kernel(r *Result) rpm.Kernel {
 	k := r.Cell.Kernel
 	return rpm.Kernel{Release: k.Release, Arch: k.Arch, Flavor: k.Flavor}
@@ -79,7 +87,8 @@ func (p *rpms) modulesPackage(r *Result) (Package, error) {
 	h := p.packageKey(rpmFormat, "rpm modules", r.Cell.Inputs.Source, append(p.key("", info, r.Cell.Inputs.Source), p.output.Modules)...)
 	p.signing.addTo(h, r)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(ctx context.Context, w io.Writer) error {
+	options := p.options(map[string]any{"modules": string(p.output.Modules)})
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "rpm modules", Options: options, Holds: HoldsModules, Write: func(ctx context.Context, w io.Writer) error {
 		symvers, err := p.kernels.Symvers(ctx, r.Cell.Inputs, r.Cell.Kernel.Release)
 		if err != nil && !errors.Is(err, images.ErrNoSymvers) {
 			return err
@@ -106,7 +115,7 @@ func (p *rpms) metaPackage(r *Result) (Package, error) {
 	name, err := rpm.MetaFileName(info, k)
 	h := p.packageKey(rpmFormat, "rpm meta", r.Cell.Inputs.Source, p.key("", info, r.Cell.Inputs.Source)...)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(_ context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "rpm meta", Options: p.options(nil), Write: func(_ context.Context, w io.Writer) (err error) {
 		if info.License, err = p.license(info.License, r); err != nil {
 			return err
 		}
@@ -146,7 +155,8 @@ func (p *rpms) dkmsPackage(group []*Result) (Package, error) {
 		fmt.Fprintln(h, t.Key)
 	}
 	addResult(h, group[0])
-	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Write: func(ctx context.Context, w io.Writer) (err error) {
+	options, holds := p.options(map[string]any{"prebuilt": p.out.Prebuilt}), HoldsSource|holdsModules(p.out.Prebuilt)
+	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "rpm dkms", Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
 		if info.License, err = p.license(info.License, group[0]); err != nil {
 			return err
 		}
@@ -171,7 +181,7 @@ func (p *rpms) sourcePackage(group []*Result) (Package, error) {
 	name, err := rpm.SourceFileName(info)
 	h := p.packageKey(rpmFormat, "rpm source", src, p.key("", info, src)...)
 	addResult(h, group[0])
-	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Write: func(_ context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "rpm source", Options: p.options(nil), Holds: HoldsSource, Write: func(_ context.Context, w io.Writer) (err error) {
 		if info.License, err = p.license(info.License, group[0]); err != nil {
 			return err
 		}

@@ -57,6 +57,7 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 	}
 	return Package{
 		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warning: layout.Warning(info.Name, info.Version), Key: sum(h),
+		Kind: "dkms " + string(layout), Options: map[string]any{"compression": string(info.Compression)}, Holds: tarballHolds(layout),
 		Write: func(_ context.Context, w io.Writer) error {
 			if layout != dkms.Full && layout != dkms.SourceOnly {
 				return t.load(w, info, builds, results)
@@ -67,6 +68,16 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 			})
 		},
 	}
+}
+
+func tarballHolds(layout dkms.Layout) Holds {
+	switch layout {
+	case dkms.Full:
+		return HoldsModules | HoldsSource
+	case dkms.SourceOnly:
+		return HoldsSource
+	}
+	return HoldsModules
 }
 
 // build describes what a result holds, and adds what else a tarball has to the key.

@@ -112,7 +112,8 @@ func (d *debs) toolsPackage(r *Result) (Package, error) {
 	name, err := p.FileName()
 	h := d.packageKey(debFormat, "deb tools", r.Cell.Inputs.Source, p.Maintainer, p.Depends, r.Cell.Module.License, r.Record.Installed)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(_ context.Context, w io.Writer) (err error) {
+	options := map[string]any{"maintainer": p.Maintainer, "depends": p.Depends}
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "deb tools", Options: options, Holds: HoldsTools, Write: func(_ context.Context, w io.Writer) (err error) {
 		if r.Record.Installed == nil {
 			return errNothingInstalled
 		}
@@ -129,7 +130,7 @@ func (p *rpms) toolsPackage(r *Result) (Package, error) {
 	name, err := rpm.ToolsFileName(info, arch)
 	h := p.packageKey(rpmFormat, "rpm tools", r.Cell.Inputs.Source, append(p.key("", info, r.Cell.Inputs.Source), r.Record.Installed)...)
 	addResult(h, r)
-	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Write: func(_ context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "rpm tools", Options: p.options(nil), Holds: HoldsTools, Write: func(_ context.Context, w io.Writer) (err error) {
 		if r.Record.Installed == nil {
 			return errNothingInstalled
 		}

@@ -84,6 +84,18 @@ type Artifact struct {
 	Modules     []Module // that are in it; for the SBOM
 }
 
+// Name is the file's, or where there are several the module's with its kernel.
+func (a *Artifact) Name() string {
+	if len(a.Files) == 1 {
+		return a.Files[0].Name
+	}
+	name := a.Module + "-" + a.Version
+	if len(a.Cells) == 1 {
+		name += "-" + a.Cells[0].Kernel + "-" + a.Cells[0].Arch
+	}
+	return name
+}
+
 // Cell is one build.
 type Cell struct {
 	Kernel       string // release

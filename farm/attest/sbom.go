@@ -28,11 +28,11 @@ type document struct {
 	refs map[string]string // LicenseRef-… → the text
 }
 
-// SBOM makes the SPDX 2.3 document about the artifact's first file: what it
-// holds, its source, and the packages that it was built with.
+// SBOM makes the SPDX 2.3 document about the artifact: the modules in it, its
+// source, and the packages that it was built with.
 func (a *Artifact) SBOM(b Builder) ([]byte, error) {
 	d := &document{refs: map[string]string{}, Document: &spdx.Document{SPDXVersion: spdx.Version, DataLicense: spdx.DataLicense,
-		SPDXIdentifier: "DOCUMENT", DocumentName: a.Files[0].Name,
+		SPDXIdentifier: "DOCUMENT", DocumentName: a.Name(),
 		CreationInfo: &spdx.CreationInfo{Created: a.Epoch.UTC().Format(time.RFC3339),
 			Creators:       []common.Creator{{CreatorType: "Tool", Creator: "kofarm-" + b.Version}},
 			CreatorComment: "The time is that of the module's source, or SOURCE_DATE_EPOCH: the same inputs give the same document."}}}
@@ -107,9 +107,11 @@ func newPackage(kind, name, version, sum string) *spdx.Package {
 }
 
 func (a *Artifact) artifactPackage(d *document) *spdx.Package {
-	f := a.Files[0]
-	p := newPackage("Artifact", f.Name, a.Version, f.SHA256)
-	p.PackageFileName = f.Name
+	p := newPackage("Artifact", a.Name(), a.Version, a.Files[0].SHA256)
+	p.PackageFileName = a.Name()
+	if len(a.Files) > 1 { // no file
+		p.PackageFileName, p.PackageChecksums = "", nil
+	}
 	p.PackageLicenseDeclared = d.known(cmp.Or(a.License, a.moduleLicenses()), a.licenseText)
 	p.PackageSummary = fmt.Sprintf("%s %s: %s", a.Module, a.Version, a.Kind)
 	p.PrimaryPackagePurpose = "INSTALL"

@@ -141,14 +141,18 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			version := "(devel)"
-			if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-				version = info.Main.Version
-			}
-			_, err := fmt.Fprintln(a.stdout, "kofarm", version)
+			_, err := fmt.Fprintln(a.stdout, "kofarm", version())
 			return err
 		},
 	}
+}
+
+// version is kofarm's own.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
 }
 
 // terminalWidth is the width of the terminal that progress goes to, 0 where it

@@ -220,7 +220,7 @@ func (f signFlags) keys(ctx context.Context) (*modsign.Key, *sign.Key, error) {
 	if farm.Output.SignModules == nil {
 		return nil, nil, fmt.Errorf("%s has no output.sign-modules; add it, or name a key: --key, --key-env, --pkcs11 or --command", file)
 	}
-	key, err := moduleKey(ctx, file, filepath.Dir(file), farm.Output.SignModules)
+	key, err := x509Key(ctx, file, filepath.Dir(file), farm.Output.SignModules, "")
 	if err != nil {
 		return nil, nil, err
 	}

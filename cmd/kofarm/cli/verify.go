@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -10,9 +11,10 @@ import (
 
 func (a *app) verifyCommand() *cobra.Command {
 	var f rebuildFlags
+	var p provenanceFlags
 	cmd := &cobra.Command{
 		Use:   "verify [farm.yaml] [FILE...]",
-		Short: "Build results again with everything varied that should not matter, and compare",
+		Short: "Build results again with everything varied that should not matter, and compare; or check where files are from",
 		Long: `verify builds cells again and compares every byte: all that the store has results of,
 those that --cell chooses, or those which may have made the files that are given
 (modules, DKMS tarballs, debs, RPMs). Signatures and the compression of modules do
@@ -24,9 +26,18 @@ container the clock, the order in which folders are listed, the host name, the
 user, the number of processors and make's -j are others; static programs see the
 real ones. For what differs, more rebuilds find out which of these alone is enough.
 
-Exit status: 0 all is reproduced; 1 something differs; 2 wrong usage or a mistake in
-the farm file; 3 something cannot be verified; 130 interrupted.`,
+` + provenanceHelp + `
+
+Exit status: 0 all is reproduced, or verified; 1 something differs, or is refused; 2
+wrong usage or a mistake in the farm file; 3 something cannot be verified; 130
+interrupted.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if p.provenance {
+				return a.verifyProvenance(cmd.Context(), args, p)
+			}
+			if p != (provenanceFlags{}) {
+				return errors.New("--key, --certificate, --builder and --statement go with --provenance")
+			}
 			file := "farm.yaml"
 			if len(args) > 0 && (strings.HasSuffix(args[0], ".yaml") || strings.HasSuffix(args[0], ".yml")) {
 				file, args = args[0], args[1:]
@@ -35,6 +46,7 @@ the farm file; 3 something cannot be verified; 130 interrupted.`,
 		},
 	}
 	flags := cmd.Flags()
+	p.register(flags)
 	flags.StringArrayVar(&f.cells, "cell", nil, "verify only cells that fit `MODULE[/VERSION][@KERNEL[/ARCH]]`, each part perhaps with * and ?; again for more")
 	flags.StringSliceVar(&f.runtimes, "runtime", nil, "what runs the containers, one after the other: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	flags.StringVarP(&f.output, "output", "o", "", "`folder` with the packages and results.json (default: the farm file's output.directory)")

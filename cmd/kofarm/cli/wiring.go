@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/attest"
 	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images"
@@ -169,8 +171,16 @@ func (s *session) collector(ctx context.Context, output string) (*farm.Collector
 		return nil, err
 	}
 	if o := s.farm.Output.SignModules; o != nil {
-		if c.ModuleKey, err = moduleKey(ctx, s.farm.File, s.dir, o); err != nil {
+		if c.ModuleKey, err = x509Key(ctx, s.farm.File, s.dir, o, ""); err != nil {
 			return nil, err
+		}
+	}
+	if o := s.farm.Output.Attest; o != nil {
+		c.Attester = &farm.Attester{Builder: attest.Builder{ID: cmp.Or(o.Builder, attest.DefaultBuilder), Version: version()}}
+		if o.Key != nil {
+			if c.Attester.Key, err = x509Key(ctx, s.farm.File, s.dir, o.Key, "attestation key"); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return c, c.Check(s.plan.Cells)
@@ -194,9 +204,10 @@ func packageKey(f *matrix.Farm, dir string) (*sign.Key, error) {
 	return k, nil
 }
 
-// moduleKey makes what signs modules as a farm file in dir says, and tries it.
-func moduleKey(ctx context.Context, file, dir string, o *matrix.ModuleSigning) (*modsign.Key, error) {
-	source := modsign.Source{Key: below(dir, o.Key), KeyEnv: o.KeyEnv, PKCS11: o.PKCS11, Command: slices.Clone(o.Command),
+// x509Key makes what signs modules or statements as a farm file in dir says, and
+// tries it.
+func x509Key(ctx context.Context, file, dir string, o *matrix.ModuleSigning, use string) (*modsign.Key, error) {
+	source := modsign.Source{Use: use, Key: below(dir, o.Key), KeyEnv: o.KeyEnv, PKCS11: o.PKCS11, Command: slices.Clone(o.Command),
 		Certificate: below(dir, o.Certificate), PassphraseEnv: o.PassphraseEnv, PassphraseFile: below(dir, o.PassphraseFile)}
 	if len(source.Command) > 0 && strings.Contains(source.Command[0], "/") {
 		source.Command[0] = below(dir, source.Command[0])
