@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"worker/docker":         {"worker"},
 	"farm":                  {"farm", "images", "worker", "matrix"},
 	"farm/attest":           {"farm/modsign"},
+	"farm/boot":             {"farm/kmod", "images/apt", "images/store"},
 	"farm/kmod":             {},
 	"farm/modsign":          {"farm/kmod"},
 	"farm/pack":             {},

@@ -1,0 +1,378 @@
+package boot
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kofarm/kofarm/farm/kmod"
+)
+
+// TestCPIO has busybox unpack what is written.
+func TestCPIO(t *testing.T) {
+	var b bytes.Buffer
+	c := newCPIO(&b)
+	c.dir("dev")
+	c.file("a/b/c", 0o755, []byte("content"))
+	c.file("a/empty", 0o644, nil)
+	c.link("a/link", "b/c")
+	if err := c.close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("busybox", "cpio", "-i", "-d")
+	cmd.Dir, cmd.Stdin = dir, &b
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s (ci/setup test installs busybox)", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "a/link")); err != nil || string(got) != "content" {
+		t.Errorf("a/link: %q, %v", got, err)
+	}
+	for name, want := range map[string]os.FileMode{"dev": os.ModeDir | 0o755, "a/b/c": 0o755, "a/empty": 0o644} {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode() != want {
+			t.Errorf("%s: %v, %v, want %v", name, fi.Mode(), err, want)
+		}
+	}
+}
+
+// lz4Frame is `printf 'abcabcabcabcabcabc…' | lz4 -l` made by hand: a literal
+// run, a match that overlaps itself, and a literal end.
+func lz4Frame(block []byte) []byte {
+	f := append([]byte(lz4Magic), binary.LittleEndian.AppendUint32(nil, uint32(len(block)))...)
+	return append(f, block...)
+}
+
+func TestLZ4(t *testing.T) {
+	long := append([]byte{0x1f, 'x', 1, 0, 255, 10}, 0x20, 'y', 'z')
+	tests := []struct {
+		name  string
+		block []byte
+		want  string
+		ok    bool
+	}{
+		{"literals", []byte{0x30, 'a', 'b', 'c'}, "abc", true},
+		{"a match that overlaps itself", []byte{0x35, 'a', 'b', 'c', 3, 0, 0x10, '!'}, "abc" + "abcabcabc" + "!", true},
+		{"a long match", long, "x" + strings.Repeat("x", 15+255+10+4) + "yz", true},
+		{"an offset before the beginning", []byte{0x10, 'a', 2, 0, 0}, "", false},
+		{"an offset of nothing", []byte{0x10, 'a', 0, 0, 0}, "", false},
+		{"cut off in literals", []byte{0x30, 'a'}, "", false},
+		{"cut off in a length", []byte{0xf0, 255, 255}, "", false},
+		{"too much", []byte{0x1f, 'x', 1, 0, 255, 255, 255, 255, 255, 0, 0x10, 'y'}, "", false},
+	}
+	for _, tt := range tests {
+		got, err := lz4Legacy(lz4Frame(tt.block), 1000)
+		if (err == nil) != tt.ok || tt.ok && string(got) != tt.want {
+			t.Errorf("%s: %q, %v", tt.name, got, err)
+		}
+	}
+}
+
+func TestVMLinux(t *testing.T) {
+	image := make([]byte, 0x400)
+	for name, change := range map[string]func([]byte){
+		"no header":       func([]byte) {},
+		"payload outside": func(b []byte) { copy(b[headerMagic:], "HdrS\x0f\x02"); b[payloadLength+2] = 1 },
+		"unknown compression": func(b []byte) {
+			copy(b[headerMagic:], "HdrS\x0f\x02")
+			b[setupSectors] = 1
+			b[payloadLength] = 0
+			copy(b[payloadLength-4:], "\x00\x00\x00\x00")
+		},
+		"nothing but its magic": func(b []byte) { copy(b[headerMagic:], "HdrS") },
+	} {
+		b := slices.Clone(image)
+		change(b)
+		if _, err := vmlinux(b); err == nil || !strings.Contains(err.Error(), errNoPayload.Error()) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSoftdep(t *testing.T) {
+	for s, want := range map[string][]string{
+		"pre: crc32c":                   {"crc32c"},
+		"pre: a-b c post: d":            {"a_b", "c"},
+		"post: d":                       nil,
+		"post: a pre: b pre: c":         {"b", "c"},
+		"pre:":                          nil,
+		"d":                             nil,
+		"pre: sha256 platform:\t post:": {"sha256", "platform:"},
+	} {
+		if got := softdepPre(s); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
+	}
+}
+
+// TestClosure has an index of a few modules.
+func TestClosure(t *testing.T) {
+	ix := newIndex()
+	for name, info := range map[string][]kmod.KV{
+		"libcrc32c":      {{Key: "softdep", Value: "pre: crc32c"}},
+		"crc32c-generic": {{Key: "alias", Value: "crc32c"}, {Key: "alias", Value: "crypto-crc32c"}},
+		"crc32c-intel":   {{Key: "alias", Value: "crc32c"}, {Key: "alias", Value: "cpu:type:x86"}},
+		"dm-mod":         {},
+		"dm-bufio":       {{Key: "depends", Value: "dm-mod"}},
+		"loop-a":         {{Key: "depends", Value: "loop-b"}},
+		"loop-b":         {{Key: "depends", Value: "loop-a"}},
+	} {
+		ix.add(moduleName(name+".ko.xz"), &kmod.Module{Info: info})
+	}
+	ix.builtin([]byte("kernel/fs/ext4/ext4.ko\nkernel/lib/crc-t10dif.ko\n"))
+	ix.builtinInfo([]byte("ext4.alias=fs-ext4\x00ext4.license=GPL\x00"))
+	ix.finish()
+	tests := []struct {
+		names, skip, want, unknown []string
+	}{
+		{[]string{"libcrc32c", "dm_bufio"}, nil, []string{"crc32c_generic", "crc32c_intel", "libcrc32c", "dm_mod", "dm_bufio"}, nil},
+		{[]string{"dm-bufio"}, []string{"dm_mod"}, []string{"dm_bufio"}, nil},
+		{[]string{"loop-a"}, nil, []string{"loop_b", "loop_a"}, nil},
+		{[]string{"ext4", "fs-ext4", "crc_t10dif"}, nil, nil, nil},
+		{[]string{"nosuch", "cpu:type:x86"}, nil, nil, []string{"nosuch", "cpu:type:x86"}},
+		{[]string{"mine"}, []string{"mine"}, nil, nil},
+	}
+	for _, tt := range tests {
+		skip := map[string]bool{}
+		for _, s := range tt.skip {
+			skip[s] = true
+		}
+		got, unknown := ix.closure(tt.names, skip)
+		if !slices.Equal(got, tt.want) || !slices.Equal(unknown, tt.unknown) {
+			t.Errorf("%q: %q, unknown %q; want %q, %q", tt.names, got, unknown, tt.want, tt.unknown)
+		}
+	}
+}
+
+func TestSortNeeds(t *testing.T) {
+	needs := map[string]ownModule{"a": {Depends: []string{"c", "ext4"}}, "b": {Before: []string{"a"}}, "c": {}, "x": {Depends: []string{"y"}}, "y": {Depends: []string{"x"}}}
+	if got, want := sortNeeds([]string{"a", "b", "c", "x", "y"}, needs), []string{"c", "a", "b", "y", "x"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestPlan has a shell carry out a plan whose functions print their arguments.
+func TestPlan(t *testing.T) {
+	u := &loading{Unit: &Unit{Script: []byte("x")}, names: []string{"a", "b"}, own: []string{"own"},
+		files: map[string]Module{"a": {Parameters: []string{"x=it's $HOME", "y=`id`; *"}}}}
+	program := `for f in hello unit need load script unload bye; do eval "$f() { printf '%s' $f; printf ' <%s>' \"\$@\"; echo; }"; done` + "\n"
+	out, err := exec.Command("busybox", "sh", "-c", program+string(plan("ttyS1", DefaultTimeout, []*loading{u}))+"echo $port").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `hello <>
+unit <0>
+need <own> </own/own.ko>
+load <a> </unit/0/a.ko> <x=it's $HOME> <y=` + "`id`; *" + `>
+load <b> </unit/0/b.ko>
+script </unit/0/script> <54> <a> <b>
+unload <b>
+unload <a>
+bye <>
+/dev/ttyS1
+`
+	if string(out) != want {
+		t.Errorf("got:\n%s\nwant:\n%s", out, want)
+	}
+}
+
+func TestMessage(t *testing.T) {
+	for line, want := range map[string]string{
+		"[    7.884536] crc8: x":       "crc8: x",
+		"<4>[   12.000001] a":          "a",
+		"[drm] not a time":             "[drm] not a time",
+		"<Oops> no level":              "<Oops> no level",
+		"\x1b[31mred\x07 \xff":         "[31mred \uFFFD",
+		"":                             "",
+		"[ 1.5]   an indented line \t": "  an indented line \t",
+	} {
+		if got := message(line); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestErrnoOf(t *testing.T) {
+	for text, want := range map[string]string{
+		"insmod: can't insert '/unit/0/a.ko': No such device":                         "no such device",
+		"insmod: can't insert 'x.ko': invalid module format":                          "exec format error",
+		"insmod: can't insert 'x.ko': unknown symbol in module, or unknown parameter": "no such file or directory",
+		"insmod: can't insert 'x.ko': Key was rejected by service":                    "key was rejected by service",
+		"rmmod: can't unload module 'kf_noexit': Device or resource busy":             "device or resource busy",
+		"insmod: can't insert 'a: b.ko': Unknown error 524":                           "operation not supported",
+		"what else": "errno 0",
+	} {
+		if got := errnoOf(errorText([]string{text})).Error(); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}
+
+// reported is a boot of two units, as init.sh reports it.
+const reported = `garbage
+hello 6.1.0-50-amd64
+unit 0
+need crc32c_intel 1 insmod: can't insert '/own/crc32c_intel.ko': No such device
+need snd 1 insmod: can't insert '/own/snd.ko': Invalid argument
+begin load a
+kernel [    1.000000] a: loading out-of-tree module taints kernel.
+kernel end 0 Live 0 0 -
+
+end 0 Live 0 12288 OE
+begin script a
+text fine
+text bye
+
+end 3 Live 12288 12288 OE
+begin unload a
+text rmmod: can't unload module 'a': Device or resource busy
+
+end 1 Live 12288 12288 OE
+unit 7
+stuck a
+unit 1
+`
+
+func readReport(text string) *bootRun {
+	b := &bootRun{}
+	for line := range strings.Lines(text) {
+		if b.line(strings.TrimSuffix(line, "\n"), 0) {
+			break
+		}
+	}
+	return b
+}
+
+func TestReport(t *testing.T) {
+	b := readReport(reported)
+	if b.release != "6.1.0-50-amd64" || !b.stuck || b.bye || len(b.units) != 1 {
+		t.Fatalf("%+v", b)
+	}
+	r := judge(&loading{Unit: &Unit{}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}}, unknown: []string{"soundcore"}}, &b.units[0], nil)
+	if r.Verdict != Failed || r.Script == nil || r.Script.Status != 3 || !slices.Equal(r.Script.Output, []string{"fine", "bye"}) {
+		t.Errorf("%+v %+v", r, r.Script)
+	}
+	if want := []string{"snd: Invalid argument", "the kernel has no module soundcore"}; !slices.Equal(r.Notes, want) {
+		t.Errorf("notes %q, want %q", r.Notes, want)
+	}
+	m := r.Modules[0]
+	if m.Verdict != Loaded || m.Taint != "OE" || m.Kept != "Device or resource busy" || len(m.Messages) != 2 || m.Messages[1] != "end 0 Live 0 0 -" {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestRefusal has what kernels say, as loading modules has shown it.
+func TestRefusal(t *testing.T) {
+	tests := []struct {
+		text, kernel string
+		verdict      Verdict
+		reason       string
+	}{
+		{"invalid module format", "x: disagrees about version of symbol module_layout", Rejected, "crc"},
+		{"invalid module format", "x: version magic '6.1.0 SMP ' should be '6.1.1 SMP '", Rejected, "vermagic"},
+		{"Invalid argument", "x: disagrees about version of symbol _printk", Rejected, "crc"},
+		{"unknown symbol in module, or unknown parameter", "x: Unknown symbol kf_base_answer (err -2)", Rejected, "symbol"},
+		{"Invalid argument", "x: `abc' invalid for parameter `number'", Rejected, "parameter"},
+		{"Key was rejected by service", "Loading of unsigned module is rejected", Rejected, "signature"},
+		{"invalid module format", "", Rejected, "format"},
+		{"invalid module format", "Invalid ELF header magic: != \x7fELF", Rejected, "format"},
+		{"No such device", "x: no hardware; relocation of nothing", Refused, "ENODEV"},
+		{"Operation not supported", "", Refused, "EOPNOTSUPP"},
+		{"Invalid argument", "x: I do not like it", Failed, "EINVAL"},
+		{"Cannot allocate memory", "", Failed, "ENOMEM"},
+	}
+	for _, tt := range tests {
+		s := &step{kind: "load", module: "x", done: true, status: 1, state: "-", text: []string{"insmod: can't insert '/unit/0/x.ko': " + tt.text}}
+		if tt.kernel != "" {
+			s.kernel = []string{tt.kernel}
+		}
+		m := judgeModule("x.ko", s, nil, nil)
+		if m.Verdict != tt.verdict || m.Reason != tt.reason {
+			t.Errorf("%s, %q: %s (%s), want %s (%s)", tt.text, tt.kernel, m.Verdict, m.Reason, tt.verdict, tt.reason)
+		}
+	}
+}
+
+func TestWarned(t *testing.T) {
+	for _, tt := range []struct {
+		step step
+		want bool
+	}{
+		{step{before: 0, after: 12288}, false},
+		{step{before: 12288, after: 12800}, true},
+		{step{before: 12800, after: 12800}, false},
+		{step{before: 12800, after: 12800, kernel: []string{"WARNING: CPU: 0 PID: 70 at /x.c:30 f+0x1/0x2 [x]"}}, true},
+		{step{before: 12800, after: 12800, kernel: []string{"WARNING: /x.c:30 at f+0x1/0x2 [x], CPU#0: insmod/70"}}, true},
+		{step{before: 12800, after: 12800, kernel: []string{"WARNING: this module is old"}}, false},
+	} {
+		if got := tt.step.warned(); got != tt.want {
+			t.Errorf("%+v: %v", tt.step, got)
+		}
+	}
+}
+
+func TestCrashOf(t *testing.T) {
+	for _, tt := range []struct {
+		end             ending
+		console         string
+		verdict         Verdict
+		reason, message string
+	}{
+		{ended, "[    1.0] x: hello\r\n[    1.1] BUG: kernel NULL pointer dereference, address: 0\r\n[    1.2] Oops: 0002 [#1] SMP\r\n[    1.3] Kernel panic - not syncing: Fatal exception\r\n",
+			Crashed, "oops", "BUG: kernel NULL pointer dereference, address: 0"},
+		{ended, "[    9.0] watchdog: BUG: soft lockup - CPU#0 stuck for 9s! [insmod:70]\n[   9.1] Kernel panic - not syncing: softlockup: hung tasks\n", Crashed, "lockup",
+			"watchdog: BUG: soft lockup - CPU#0 stuck for 9s! [insmod:70]"},
+		{ended, "Kernel panic - not syncing: out of memory\n", Crashed, "panic", "Kernel panic - not syncing: out of memory"},
+		{ended, "", Crashed, "reset", ""},
+		{silent, "x: waiting\n", Hung, "timeout", "x: waiting"},
+	} {
+		c := crashOf(tt.end, tt.console)
+		if c.verdict != tt.verdict || c.reason != tt.reason || tt.message != "" && (len(c.messages) == 0 || c.messages[0] != tt.message) {
+			t.Errorf("%q: %+v", tt.console, c)
+		}
+	}
+}
+
+func TestLineReader(t *testing.T) {
+	long := strings.Repeat("x", 3*maxLine)
+	l := lineReader{r: strings.NewReader("a\r\n\n" + long + "\nlast\nno end")}
+	for _, want := range []string{"a", "", long[:maxLine], "last"} {
+		if got, ok := l.next(); !ok || got != want {
+			t.Fatalf("got %.20q (%d bytes), want %.20q (%d)", got, len(got), want, len(want))
+		}
+	}
+	if got, ok := l.next(); ok {
+		t.Errorf("%q without an end", got)
+	}
+}
+
+// FuzzReport reads reports of hostile guests: they may not make it fail.
+func FuzzReport(f *testing.F) {
+	f.Add(reported)
+	f.Add("unit 0\nbegin load a\nend 0 Live 0 0 OE\nbegin script a\nend 1 - 1 2\nbegin\nend 99999999999999999999 a b c d\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		b := readReport(text)
+		l := &loading{Unit: &Unit{}, names: []string{"a", "b"}, files: map[string]Module{"a": {File: "a.ko"}, "b": {File: "b.ko"}}}
+		for i := range b.units {
+			for _, c := range []*crash{nil, crashOf(ended, text)} {
+				r := judge(l, &b.units[i], c)
+				if len(r.Modules) != 2 || !slices.Contains(Verdicts(), r.Verdict) {
+					t.Fatalf("%+v", r)
+				}
+			}
+		}
+	})
+}
+
+func FuzzLZ4(f *testing.F) {
+	f.Add([]byte{0x35, 'a', 'b', 'c', 3, 0, 0x10, '!'})
+	f.Fuzz(func(t *testing.T, block []byte) {
+		if out, err := lz4Legacy(lz4Frame(block), 1<<16); err == nil && len(out) > 1<<16 {
+			t.Fatal(len(out))
+		}
+	})
+}

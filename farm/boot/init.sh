@@ -1,0 +1,126 @@
+#!/bin/sh
+# The first program of a kernel that modules are tested in. It carries out /plan,
+# which calls the functions below, and reports each step on a serial port of its
+# own, never on the console, where the kernel and its modules print what they
+# like. A file that is closed is drained: a line that was written is out before
+# the step that may end this kernel.
+#
+#	hello RELEASE
+#	unit N                       the steps of unit N follow
+#	need NAME STATUS TEXT        a module of the kernel's own
+#	begin KIND NAME
+#	text LINE                    what the step's program has printed
+#	kernel LINE                  what the kernel has printed since begin
+#	end STATUS STATE TAINT-BEFORE TAINT-AFTER TAINT-OF-MODULE
+#	stuck NAME                   it cannot be unloaded: the plan ends here
+#	bye
+
+# shellcheck shell=dash
+
+export PATH=/bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs tmp /tmp
+
+# most is how many bytes of a step's messages are reported.
+most=65536
+stuck=
+port= # /plan has it
+
+# state NAME sets state and flags to how the kernel has the module, as
+# /proc/modules has it, and how it taints the kernel; "-" where it has it not.
+state() {
+	local name s
+	state=- flags=-
+	while read -r name _ _ _ s _; do
+		[ "$name" = "$1" ] && state=$s
+	done </proc/modules
+	[ "$state" = - ] || read -r flags 2>/dev/null <"/sys/module/$1/taint" || flags=-
+	: "${flags:=-}"
+}
+
+begin() {
+	dmesg -c >/dev/null
+	read -r before </proc/sys/kernel/tainted
+	echo "begin $*" >"$port"
+}
+
+# finish NAME STATUS TEXT reports how a step ended.
+finish() {
+	state "$1"
+	read -r after </proc/sys/kernel/tainted
+	messages=$(dmesg -c)
+	{
+		[ -z "$3" ] || echo "$3" | head -c "$most" | sed 's/^/text /'
+		[ -z "$messages" ] || echo "$messages" | head -c "$most" | sed 's/^/kernel /'
+		echo
+		echo "end $2 $state $before $after $flags"
+	} >"$port"
+}
+
+hello() { echo "hello $(uname -r)" >"$port"; }
+
+unit() {
+	if [ -n "$stuck" ]; then
+		echo "stuck $stuck" >"$port"
+		sleep 1000
+	fi
+	echo "unit $1" >"$port"
+}
+
+# need NAME FILE loads a module of the kernel's own, unless it is there.
+need() {
+	state "$1"
+	[ "$state" = - ] || return 0
+	text=$(insmod "$2" 2>&1)
+	echo "need $1 $? $text" >"$port"
+}
+
+# load NAME FILE [PARAMETER...]
+load() {
+	local name="$1" file="$2"
+	shift 2
+	state "$name"
+	[ "$state" = - ] || rmmod "$name" # the kernel's own of that name
+	begin load "$name"
+	text=$(insmod "$file" "$@" 2>&1)
+	finish "$name" $? "$text"
+}
+
+# script FILE SECONDS NAME... runs the user's test, if one of the modules is
+# there.
+script() {
+	local file="$1" seconds="$2" any="" name
+	shift 2
+	for name; do
+		state "$name"
+		[ "$state" = - ] || any=$name
+	done
+	[ -n "$any" ] || return 0
+	begin script "$any"
+	mkdir -p /tmp/script
+	(cd /tmp/script && MODULES="$*" exec timeout -s KILL "$seconds" sh "$file") >/tmp/output 2>&1 </dev/null
+	status=$?
+	finish "$any" "$status" "$(head -c "$most" /tmp/output)"
+	rm -rf /tmp/script /tmp/output
+}
+
+unload() {
+	state "$1"
+	[ "$state" = - ] && return 0
+	begin unload "$1"
+	text=$(rmmod "$1" 2>&1)
+	finish "$1" $? "$text"
+	[ "$state" = - ] || stuck=$1
+}
+
+# bye waits a moment for what the last module may have left behind.
+bye() {
+	usleep 100000
+	echo bye >"$port"
+	sleep 1000
+}
+
+# shellcheck disable=SC1091 # kofarm writes it
+. /plan

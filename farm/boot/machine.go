@@ -1,0 +1,234 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Acceleration is how qemu runs a guest's instructions.
+type Acceleration string
+
+// The accelerations. Auto is KVM where a kernel boots with it, else TCG.
+const (
+	Auto Acceleration = "auto"
+	KVM  Acceleration = "kvm"
+	TCG  Acceleration = "tcg" // software emulation
+)
+
+// Limits on what a guest may write.
+const (
+	maxConsole = 1 << 20  // bytes kept, the last ones
+	maxReport  = 64 << 20 // bytes of reports read
+	maxLine    = 64 << 10 // bytes of one line of them
+)
+
+// machine is a virtual machine's outline for an architecture.
+type machine struct {
+	qemu    string   // the program
+	args    []string // its machine, processor and second serial port; the port's chardev is "report"
+	console string   // Linux's name of the first serial port
+	port    string   // and of the second
+	command string   // what the kernel's command line has beside the usual
+}
+
+// machines are by DKMS's name of the architecture. Of x86's the processor is
+// qemu's oldest for 64 bits, which every Debian kernel runs on.
+var machines = map[string]machine{
+	"x86_64": {
+		qemu:    "qemu-system-x86_64",
+		args:    []string{"-machine", "pc", "-cpu", "qemu64", "-device", "isa-serial,chardev=report,index=1"},
+		console: "ttyS0", port: "ttyS1",
+		// The first spares a check of timers that emulation fails when it is slow, the second a
+		// rewrite of the kernel's code.
+		command: "no_timer_check noreplace-smp",
+	},
+}
+
+// commandLine is what kernels of all architectures are told: to end at the first
+// fault, and to spare what takes time and finds nothing here.
+const commandLine = "loglevel=4 panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=5 log_buf_len=1M " +
+	"cryptomgr.notests=1 rcupdate.rcu_expedited=1"
+
+// guest is one boot.
+type guest struct {
+	machine
+	kernel, initramfs string // files
+	accel             Acceleration
+	memory            int64  // bytes
+	append            string // to the command line
+	// idle is how long nothing may be reported, and first how long until the
+	// first report.
+	idle, first time.Duration
+}
+
+// ending is how a boot ended.
+type ending string
+
+const (
+	ended    ending = "ended"    // by itself, before its plan did: a panic, or a fault of the machine
+	complete ending = "complete" // its plan is carried out
+	silent   ending = "silent"   // it has not reported for too long
+)
+
+// outcome is what a boot has given.
+type outcome struct {
+	ending  ending
+	console string // the kernel's, or its end
+	total   int    // bytes that it had
+	stderr  string // qemu's
+	cpu     time.Duration
+}
+
+// run boots, and hands each line of the reports to report, which says whether it
+// was the last. The error is of the host.
+func (g guest) run(ctx context.Context, report func(line string, console int) (last bool)) (outcome, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	consoleR, consoleW, err := os.Pipe()
+	if err != nil {
+		return outcome{}, err
+	}
+	defer consoleR.Close()
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		return outcome{}, errors.Join(err, consoleW.Close())
+	}
+	defer reportR.Close()
+	cmd := exec.CommandContext(ctx, g.qemu, g.arguments()...)
+	cmd.ExtraFiles = []*os.File{consoleW, reportW} // 3 and 4
+	cmd.WaitDelay = 5 * time.Second
+	var stderr tail
+	cmd.Stderr = &stderr
+	err = cmd.Start()
+	err = errors.Join(err, consoleW.Close(), reportW.Close())
+	if err != nil {
+		return outcome{}, fmt.Errorf("starting %s: %w", g.qemu, err)
+	}
+	var console tail
+	var readers sync.WaitGroup
+	readers.Go(func() { _, _ = io.Copy(&console, consoleR) })
+	result := outcome{ending: ended}
+	watch := newSilence(cmd.Process.Pid, g.first)
+	readers.Go(func() { watch.run(ctx, cancel) })
+	readers.Go(func() {
+		lines := lineReader{r: io.LimitReader(reportR, maxReport)}
+		for {
+			line, ok := lines.next()
+			if !ok {
+				return
+			}
+			watch.heard(g.idle)
+			if report(line, console.total()) {
+				result.ending = complete
+				cancel(errComplete)
+				return
+			}
+		}
+	})
+	err = cmd.Wait()
+	cause := context.Cause(ctx)
+	cancel(nil)
+	readers.Wait()
+	result.console, result.total, result.stderr = console.String(), console.total(), stderr.String()
+	if cmd.ProcessState != nil {
+		result.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
+	switch {
+	case result.ending == complete:
+		return result, nil
+	case errors.Is(cause, errSilent):
+		result.ending = silent
+		return result, nil
+	case cause != nil:
+		return result, cause
+	case err != nil:
+		return result, fmt.Errorf("%s: %w: %s", g.qemu, err, strings.TrimSpace(result.stderr))
+	}
+	return result, nil
+}
+
+var (
+	errSilent   = errors.New("the guest is silent")
+	errComplete = errors.New("the guest has done its work")
+)
+
+// arguments are qemu's. The guest has neither a disk nor a network, and qemu no
+// way to start a program.
+func (g guest) arguments() []string {
+	line := []string{"console=" + g.machine.console, g.command, commandLine}
+	if g.append != "" {
+		line = append(line, g.append)
+	}
+	args := []string{"-accel", string(g.accel)}
+	args = append(args, g.args...)
+	return append(args, "-smp", "1", "-m", strconv.FormatInt(g.memory>>20, 10), "-nodefaults", "-no-user-config",
+		"-display", "none", "-no-reboot", "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-chardev", "file,id=console,path=/dev/fd/3", "-serial", "chardev:console",
+		"-chardev", "file,id=report,path=/dev/fd/4",
+		"-kernel", g.kernel, "-initrd", g.initramfs, "-append", strings.Join(line, " "))
+}
+
+// tail keeps the last bytes of what is written to it.
+type tail struct {
+	mu   sync.Mutex
+	data []byte
+	n    int
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n += len(p)
+	t.data = append(t.data, p...)
+	if len(t.data) > 2*maxConsole {
+		t.data = append(t.data[:0], t.data[len(t.data)-maxConsole:]...)
+	}
+	return len(p), nil
+}
+
+// total is how many bytes were written.
+func (t *tail) total() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.data)
+}
+
+// lineReader reads lines, of which it cuts what is longer than maxLine.
+type lineReader struct {
+	r   io.Reader
+	buf []byte
+	in  [4096]byte
+}
+
+func (l *lineReader) next() (line string, ok bool) {
+	for {
+		if i := bytes.IndexByte(l.buf, '\n'); i >= 0 {
+			line = string(bytes.TrimSuffix(l.buf[:min(i, maxLine)], []byte("\r")))
+			l.buf = l.buf[i+1:]
+			return line, true
+		}
+		if len(l.buf) > 2*maxLine { // keep the line's beginning, and look for its end
+			l.buf = l.buf[:maxLine]
+		}
+		n, err := l.r.Read(l.in[:])
+		l.buf = append(l.buf, l.in[:n]...)
+		if n == 0 && err != nil {
+			return "", false
+		}
+	}
+}

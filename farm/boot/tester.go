@@ -1,0 +1,479 @@
+package boot
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kofarm/kofarm/images/store"
+)
+
+// Defaults of a Tester.
+const (
+	DefaultTimeout = 60 * time.Second
+	DefaultMemory  = 256 << 20
+)
+
+// Most that is booted for a verdict.
+const (
+	maxUnits = 64 // in one boot
+	// maxStarts is how often a boot is tried that does not come up: it is the
+	// machine's fault, not a module's.
+	maxStarts = 3
+	// maxTries is how often a module is booted alone until two verdicts agree.
+	maxTries = 3
+)
+
+// The time that a kernel may take until init.sh reports: with KVM it is there in
+// a second, or never.
+const (
+	firstKVM = 8 * time.Second
+	firstTCG = 90 * time.Second
+)
+
+// Tester finds out what kernels make of modules. It is safe for concurrent use.
+type Tester struct {
+	Store    *store.Store
+	Packages Packages
+	Accel    Acceleration  // "": Auto
+	Timeout  time.Duration // that one step of a module may take, as loading it; 0: DefaultTimeout
+	Memory   int64         // bytes of a guest; 0: DefaultMemory
+	Options  string        // more of the kernel's command line, as module.sig_enforce=1
+	Log      *slog.Logger
+
+	mu    sync.Mutex
+	noKVM bool
+	stats Stats
+	once  sync.Map // kernels' digests → func() (*prepared, error)
+}
+
+// Stats counts what a Tester has done.
+type Stats struct {
+	Boots int
+	CPU   time.Duration // of qemu
+	Wall  time.Duration
+	KVM   int // of Boots
+}
+
+// Stats gives the counts until now.
+func (t *Tester) Stats() Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stats
+}
+
+// Result is what a test has given.
+type Result struct {
+	Report *Report
+	Cached bool  // not booted anew
+	Err    error // why there is no report: the kernel does not boot, or qemu does not run
+}
+
+// verdictRef is the kind of the refs that name verdicts.
+const verdictRef = "verdict"
+
+// maxVerdict bounds a stored verdict in bytes.
+const maxVerdict = 16 << 20
+
+// Supported says whether kernels of an architecture can be booted here.
+func Supported(arch string) error {
+	m, ok := machines[arch]
+	if !ok {
+		return fmt.Errorf("kernels for %s cannot be booted by this version", arch)
+	}
+	if _, err := exec.LookPath(m.qemu); err != nil {
+		return fmt.Errorf("%s is not installed: apt install qemu-system-x86, or leave test: out", m.qemu)
+	}
+	return nil
+}
+
+// Stored gives the verdict on a unit that the store has, or nil.
+func (t *Tester) Stored(k Kernel, u *Unit) *Report {
+	d, err := t.Store.Ref(verdictRef, u.key(k, t.Options))
+	if err != nil {
+		return nil
+	}
+	data, err := t.Store.Get(d.Digest, maxVerdict)
+	if err != nil {
+		return nil
+	}
+	var r Report
+	if json.Unmarshal(data, &r) != nil || !slices.Contains(Verdicts(), r.Verdict) || len(r.Modules) != len(u.Modules) {
+		return nil
+	}
+	return &r
+}
+
+// save stores a verdict; but not that a module hangs, which may be the machine's
+// fault and is found anew.
+func (t *Tester) save(k Kernel, u *Unit, r *Report) error {
+	if r.Verdict == Hung {
+		return nil
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	d, err := t.Store.Put(data, "application/vnd.kofarm.verdict.v1+json")
+	if err != nil {
+		return err
+	}
+	return t.Store.SetRef(verdictRef, u.key(k, t.Options), d)
+}
+
+// Test finds the verdicts on units, in their order: from the store, or by
+// booting the kernel, as seldom as that can be. finished, unless it is nil, is
+// told of each. The error is the context's or the disk's.
+//
+// All units share a boot. One in which the kernel crashes or hangs is booted
+// again alone, and that decides: where it is well alone, those before it in the
+// boot are tested alone, too, since one of them may have left the fault behind.
+// What came after is booted without it.
+func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished func(i int, r Result)) ([]Result, error) {
+	results := make([]Result, len(units))
+	settle := func(i int, r Result) {
+		results[i] = r
+		if finished != nil {
+			finished(i, r)
+		}
+	}
+	var missing []int
+	for i, u := range units {
+		if r := t.Stored(k, u); r != nil {
+			settle(i, Result{Report: r, Cached: true})
+			continue
+		}
+		missing = append(missing, i)
+	}
+	if len(missing) == 0 {
+		return results, nil
+	}
+	s, err := t.begin(ctx, k)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		for _, i := range missing {
+			settle(i, Result{Err: err})
+		}
+		return results, nil
+	}
+	defer s.close()
+	for batch := range slices.Chunk(missing, maxUnits) {
+		loaded := make([]*loading, len(batch))
+		for n, i := range batch {
+			if loaded[n], err = units[i].load(s.index); err != nil {
+				return nil, err
+			}
+		}
+		err := s.batch(ctx, loaded, func(n int, r *Report, failure error) error {
+			i := batch[n]
+			settle(i, Result{Report: r, Err: failure})
+			if failure != nil {
+				return nil
+			}
+			return t.save(k, units[i], r)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return results, nil
+}
+
+// session tests units of one kernel.
+type session struct {
+	*Tester
+	*prepared
+	library *library
+	dir     string // for files that qemu reads
+}
+
+func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
+	if err := Supported(k.Arch); err != nil {
+		return nil, err
+	}
+	l := &library{t.Store, t.Packages}
+	once, _ := t.once.LoadOrStore(k.digest(), sync.OnceValues(func() (*prepared, error) { return l.prepare(ctx, k) }))
+	p, err := once.(func() (*prepared, error))()
+	if err != nil {
+		return nil, err
+	}
+	s := &session{Tester: t, prepared: p, library: l}
+	if s.dir, err = os.MkdirTemp(t.Store.TempDir(), "boot-"); err != nil {
+		return nil, err
+	}
+	if err := copyBlob(t.Store, p.image, s.kernelFile()); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *session) kernelFile() string    { return filepath.Join(s.dir, "kernel") }
+func (s *session) initramfsFile() string { return filepath.Join(s.dir, "initramfs") }
+func (s *session) close() error          { return os.RemoveAll(s.dir) }
+
+// batch tests units together. settle is told of each unit once.
+func (s *session) batch(ctx context.Context, units []*loading, settle func(i int, r *Report, failure error) error) error {
+	for from := 0; from < len(units); {
+		rest := units[from:]
+		run, c, err := s.boot(ctx, rest)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			for i := range rest {
+				if err := settle(from+i, nil, err); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		reports, err := s.judgeBoot(ctx, rest, run, c)
+		if err != nil {
+			return err
+		}
+		for i, r := range reports {
+			if err := settle(from+i, r, nil); err != nil {
+				return err
+			}
+		}
+		from += len(reports)
+	}
+	return nil
+}
+
+// judgeBoot makes reports on the units that a boot has got to.
+func (s *session) judgeBoot(ctx context.Context, units []*loading, run *bootRun, c *crash) ([]*Report, error) {
+	n := len(run.units)
+	reports := make([]*Report, n)
+	for i := range reports {
+		if c == nil || i < n-1 {
+			reports[i] = judge(units[i], &run.units[i], nil)
+		}
+	}
+	if c == nil {
+		return reports, nil
+	}
+	last := judge(units[n-1], &run.units[n-1], c)
+	var err error
+	if n == 1 {
+		reports[0], err = s.confirm(ctx, units[0], last)
+		return reports, err
+	}
+	if reports[n-1], err = s.alone(ctx, units[n-1]); err != nil {
+		return nil, err
+	}
+	if worse(reports[n-1].Verdict, Rejected) {
+		return reports, nil
+	}
+	for i := range n - 1 { // one of those before has left the fault behind
+		if reports[i], err = s.alone(ctx, units[i]); err != nil {
+			return nil, err
+		}
+	}
+	return reports, nil
+}
+
+// alone boots a unit by itself.
+func (s *session) alone(ctx context.Context, u *loading) (*Report, error) {
+	r, err := s.once(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	return s.confirm(ctx, u, r)
+}
+
+func (s *session) once(ctx context.Context, u *loading) (*Report, error) {
+	run, c, err := s.boot(ctx, []*loading{u})
+	if err != nil {
+		return nil, err
+	}
+	return judge(u, &run.units[0], c), nil
+}
+
+// confirm boots a unit that seems to hang, or to keep the processor, again, until
+// two boots agree: a busy machine may look like it.
+func (s *session) confirm(ctx context.Context, u *loading, r *Report) (*Report, error) {
+	seen := []*Report{r}
+	for len(seen) < maxTries && timed(seen[len(seen)-1]) {
+		next, err := s.once(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		for _, old := range seen {
+			if old.Verdict == next.Verdict {
+				return next, nil
+			}
+		}
+		seen = append(seen, next)
+	}
+	return seen[len(seen)-1], nil
+}
+
+// timed says whether time has decided a verdict.
+func timed(r *Report) bool {
+	return r.Verdict == Hung || slices.ContainsFunc(r.Modules, func(m ModuleReport) bool { return m.Reason == "lockup" || m.Reason == "reset" })
+}
+
+// boot boots the kernel with units, again where it does not come up. The crash is
+// nil where all that was begun has ended.
+func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash, error) {
+	g := guest{machine: machines[s.Arch], initramfs: s.initramfsFile(), kernel: s.kernelFile(),
+		idle: cmp.Or(s.Timeout, DefaultTimeout), append: s.Options}
+	size, err := s.writeInitramfs(ctx, g, units)
+	if err != nil {
+		return nil, nil, err
+	}
+	g.memory = cmp.Or(s.Memory, DefaultMemory) + max(0, 2*(size-smallInitramfs))
+	var last error
+	for range maxStarts {
+		g.accel, g.first = s.accel()
+		run := &bootRun{}
+		begun := time.Now()
+		out, err := g.run(ctx, run.line)
+		s.count(g.accel, out.cpu, time.Since(begun))
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil, ctx.Err()
+		case len(run.units) > 0 && err == nil:
+			return run, s.crash(out, run), nil
+		case g.accel == KVM && s.Accel != KVM:
+			s.withoutKVM(out, err)
+		}
+		last = fmt.Errorf("kernel %s does not boot in %s (%s): %w", s.Release, g.qemu, g.accel, startError(out, err))
+		s.log().Debug("boot", "error", last)
+	}
+	return nil, nil, last
+}
+
+func startError(out outcome, err error) error {
+	if err != nil {
+		return err
+	}
+	what := "it ended"
+	if out.ending == silent {
+		what = "it is silent"
+	}
+	lines := messages(out.console)
+	return fmt.Errorf("%s before its first module; console: %s", what, strings.Join(lines[max(0, len(lines)-5):], " | "))
+}
+
+// crash says how a boot ended that did not end as planned.
+func (s *session) crash(out outcome, run *bootRun) *crash {
+	if out.ending == complete {
+		return nil
+	}
+	from := 0
+	if u := run.units[len(run.units)-1]; len(u.steps) > 0 {
+		from = u.steps[len(u.steps)-1].console - (out.total - len(out.console))
+	}
+	return crashOf(out.ending, out.console[min(max(0, from), len(out.console)):])
+}
+
+// smallInitramfs is how many bytes of an initramfs any guest has memory for. It
+// is there twice for a moment, and loaded modules are there once more.
+const smallInitramfs = 32 << 20
+
+// writeInitramfs writes what the kernel unpacks, and gives its size in bytes.
+func (s *session) writeInitramfs(ctx context.Context, g guest, units []*loading) (size int64, err error) {
+	var names []string
+	for _, u := range units {
+		names = append(names, u.own...)
+	}
+	slices.Sort(names)
+	own, err := s.library.modules(ctx, s.prepared, slices.Compact(names))
+	if err != nil {
+		return 0, err
+	}
+	busybox, err := s.Store.Get(s.busybox.Digest, maxBusybox)
+	if err != nil {
+		return 0, err
+	}
+	f, err := os.Create(g.initramfs)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := bufio.NewWriterSize(f, 1<<20)
+	if err := errors.Join(initramfs(w, busybox, g.port, g.idle, units, own), w.Flush()); err != nil {
+		return 0, err
+	}
+	return f.Seek(0, io.SeekCurrent)
+}
+
+// copyBlob copies a verified blob to a file: qemu would not notice a damaged one.
+func copyBlob(s *store.Store, d v1.Descriptor, name string) (err error) {
+	r, err := s.Open(d.Digest)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	_, err = io.Copy(f, r)
+	return err
+}
+
+// accel chooses how to run, and how long the kernel may take to come up.
+func (s *session) accel() (Acceleration, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Accel == KVM || s.Accel != TCG && !s.noKVM && kvmUsable() {
+		return KVM, firstKVM
+	}
+	return TCG, firstTCG
+}
+
+func kvmUsable() bool {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
+}
+
+// withoutKVM gives KVM up: it can be there and not run these kernels.
+func (s *session) withoutKVM(out outcome, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.noKVM {
+		s.log().Info("KVM does not boot this kernel, so kernels are emulated", "reason", startError(out, err))
+	}
+	s.noKVM = true
+}
+
+func (t *Tester) log() *slog.Logger {
+	if t.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return t.Log
+}
+
+func (t *Tester) count(a Acceleration, cpu, wall time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stats.Boots++
+	t.stats.CPU += cpu
+	t.stats.Wall += wall
+	if a == KVM {
+		t.stats.KVM++
+	}
+}

@@ -1,0 +1,191 @@
+package boot
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kofarm/kofarm/farm/kmod"
+)
+
+// Unit is what is tested together: the modules of one module version.
+type Unit struct {
+	Name    string // for messages
+	Modules []Module
+	First   []string // modules or aliases of the kernel's own to load before
+	// Script is run by busybox's sh when the modules are loaded, in an empty
+	// folder; MODULES has their names. A status other than 0 fails the unit.
+	Script []byte
+}
+
+// Module is a module under test.
+type Module struct {
+	File       string // its name, with .ko
+	SHA256     string // hex
+	Parameters []string
+	Open       func() ([]byte, error) // gives it, plain
+}
+
+//go:embed init.sh
+var initScript []byte
+
+// verdictFormat numbers how verdicts are found. Those of another are found anew.
+const verdictFormat = 1
+
+// key names the unit's verdict: by all that it depends on.
+func (u *Unit) key(k Kernel, options string) string {
+	h := sha256.New()
+	part := func(format string, args ...any) { fmt.Fprintf(h, format+"\n", args...) }
+	part("kofarm verdict %d", verdictFormat)
+	part("%s", k.digest())
+	part("%x", sha256.Sum256(initScript))
+	part("%q %q %q", commandLine, machines[k.Arch].command, options)
+	for _, m := range u.Modules {
+		part("%q %s %q", m.File, m.SHA256, m.Parameters)
+	}
+	part("%q %q", u.First, u.Script)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// loading is a unit that is ready for an initramfs.
+type loading struct {
+	*Unit
+	names   []string // of Modules, in the order in which they are loaded
+	files   map[string]Module
+	data    map[string][]byte
+	own     []string // the kernel's own modules, in order
+	unknown []string // names that the kernel does not have
+	// unreadable are modules that are none, by name.
+	unreadable map[string]error
+}
+
+// load reads the unit's modules and finds out what they need.
+func (u *Unit) load(ix *index) (*loading, error) {
+	l := &loading{Unit: u, files: map[string]Module{}, data: map[string][]byte{}, unreadable: map[string]error{}}
+	siblings := map[string]ownModule{}
+	skip := map[string]bool{}
+	var order []string
+	for _, m := range u.Modules {
+		data, err := m.Open()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.File, err)
+		}
+		name := moduleName(m.File)
+		l.files[name], l.data[name], skip[name] = m, data, true
+		order = append(order, name)
+		ko, err := kmod.ReadAt(bytes.NewReader(data), int64(len(data)), kmod.Limits{PlainOnly: true})
+		if err != nil {
+			l.unreadable[name] = err
+			continue
+		}
+		siblings[name] = needs(ko)
+	}
+	l.names = sortNeeds(order, siblings)
+	wanted := slices.Clone(u.First)
+	for _, name := range l.names {
+		wanted = append(wanted, siblings[name].Before...)
+		wanted = append(wanted, siblings[name].Depends...)
+	}
+	l.own, l.unknown = ix.closure(wanted, skip)
+	return l, nil
+}
+
+// sortNeeds orders modules so that each comes after those that it needs.
+func sortNeeds(names []string, needs map[string]ownModule) []string {
+	var order []string
+	seen := map[string]bool{}
+	var visit func(name string)
+	visit = func(name string) {
+		if seen[name] || !slices.Contains(names, name) {
+			return
+		}
+		seen[name] = true
+		for _, n := range slices.Concat(needs[name].Before, needs[name].Depends) {
+			visit(n)
+		}
+		order = append(order, name)
+	}
+	for _, name := range names {
+		visit(name)
+	}
+	return order
+}
+
+// applets are the programs that init.sh and tests find.
+var applets = []string{"sh", "mount", "dmesg", "insmod", "rmmod", "cat", "head", "sed", "usleep", "sleep", "uname", "timeout",
+	"mkdir", "rm", "ls", "grep", "test", "[", "echo", "printf", "true", "false", "ln", "cp", "mv", "dd", "od", "wc", "tr", "cut",
+	"sort", "uniq", "find", "stat", "mknod", "chmod", "awk", "tail", "cmp", "seq", "ip", "losetup", "umount", "sync", "expr", "env", "kill", "ps", "tee", "touch", "md5sum", "sha256sum", "hexdump", "basename", "dirname", "readlink", "lsmod", "modinfo", "id", "date", "xargs"}
+
+// initramfs writes what the kernel unpacks: busybox, the script and its plan, and
+// modules.
+func initramfs(w io.Writer, busybox []byte, port string, timeout time.Duration, units []*loading, own map[string][]byte) error {
+	c := newCPIO(w)
+	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {
+		c.dir(dir)
+	}
+	c.file("init", 0o755, initScript)
+	c.file("bin/busybox", 0o755, busybox)
+	for _, a := range applets {
+		c.link("bin/"+a, "busybox")
+	}
+	names := make([]string, 0, len(own))
+	for name := range own {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		c.file("own/"+name+".ko", 0o644, own[name])
+	}
+	for i, u := range units {
+		for _, name := range u.names {
+			c.file(fmt.Sprintf("unit/%d/%s.ko", i, name), 0o644, u.data[name])
+		}
+		if u.Script != nil {
+			c.file(fmt.Sprintf("unit/%d/script", i), 0o755, u.Script)
+		}
+	}
+	c.file("plan", 0o644, plan(port, timeout, units))
+	return c.close()
+}
+
+// plan is what init.sh carries out.
+func plan(port string, timeout time.Duration, units []*loading) []byte {
+	var b bytes.Buffer
+	call := func(words ...string) {
+		for i, word := range words {
+			if i > 0 {
+				b.WriteByte(' ')
+				word = quote(word)
+			}
+			b.WriteString(word)
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "port=/dev/%s\nhello\n", port)
+	for i, u := range units {
+		call("unit", fmt.Sprint(i))
+		for _, name := range u.own {
+			call("need", name, "/own/"+name+".ko")
+		}
+		for _, name := range u.names {
+			call(append([]string{"load", name, fmt.Sprintf("/unit/%d/%s.ko", i, name)}, u.files[name].Parameters...)...)
+		}
+		if u.Script != nil {
+			call(append([]string{"script", fmt.Sprintf("/unit/%d/script", i), fmt.Sprint(max(1, int(timeout.Seconds()*0.9)))}, u.names...)...)
+		}
+		for _, name := range slices.Backward(u.names) {
+			call("unload", name)
+		}
+	}
+	b.WriteString("bye\n")
+	return b.Bytes()
+}
+
+// quote makes one word of the shell's.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

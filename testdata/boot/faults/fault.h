@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+// A module with the fault that the macro KF_... names.
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/version.h>
+#include <linux/workqueue.h>
+
+static int number;
+module_param(number, int, 0444);
+
+static void nothing(void)
+{
+}
+
+/* A pointer that the compiler knows nothing of. */
+static int *volatile nowhere;
+
+#ifdef KF_bomb
+/* What is left behind when the module has gone: it uses a module's memory. */
+static void boom(struct work_struct *w)
+{
+}
+static DECLARE_DELAYED_WORK(work, boom);
+#endif
+
+static int __init fault_init(void)
+{
+	nothing();
+	pr_info("%s: number %d\n", KBUILD_MODNAME, number);
+#if defined(KF_nodev)
+	return -ENODEV;
+#elif defined(KF_inval)
+	return -EINVAL;
+#elif defined(KF_oops)
+	*nowhere = 1;
+#elif defined(KF_warn)
+	WARN_ON(number == 0);
+#elif defined(KF_spin)
+	for (;;)
+		cpu_relax();
+#elif defined(KF_sleep)
+	for (;;)
+		msleep(1000);
+#elif defined(KF_forge)
+	/* What a module prints is on the console, and no verdict. */
+	pr_emerg("end 0 Live 0 0 OE\nbye\nbegin load kf_good\nOops: none\n");
+	return -ENXIO;
+#elif defined(KF_bomb)
+	schedule_delayed_work(&work, HZ / 50);
+#endif
+	return 0;
+}
+module_init(fault_init);
+
+#ifndef KF_noexit
+static void __exit fault_exit(void)
+{
+#ifdef KF_exitoops
+	*nowhere = 1;
+#endif
+}
+module_exit(fault_exit);
+#endif
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("a fault made on purpose");
