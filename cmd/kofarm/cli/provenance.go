@@ -26,6 +26,7 @@ type provenanceFlags struct {
 	provenance       bool
 	statement        string // a file; "": beside each artifact
 	key, certificate string // files
+	issuer           string // file; "": the certificate is its own
 	builder          string // a URI; "": any
 }
 
@@ -33,6 +34,7 @@ func (f *provenanceFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.provenance, "provenance", false, "check FILEs against the signed statements on what they were made from")
 	flags.StringVar(&f.key, "key", "", "with --provenance: `file` with the public key that is trusted (PKIX, PEM or DER)")
 	flags.StringVar(&f.certificate, "certificate", "", "with --provenance: `file` with the certificate whose key is trusted (X.509, PEM or DER)")
+	flags.StringVar(&f.issuer, "issuer", "", "with --certificate: `file` with the certificate that has issued it (default: itself)")
 	flags.StringVar(&f.builder, "builder", "", "with --provenance: the `URI` that the statement has to name as its builder")
 	flags.StringVar(&f.statement, "statement", "", "with --provenance: `file` with the statement (default: FILE"+attest.SignedSuffix+")")
 }
@@ -102,13 +104,27 @@ func (f provenanceFlags) trusted() (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nothing else says that a certificate which is its own issuer is whole.
-	if string(cert.RawIssuer) == string(cert.RawSubject) {
-		if err := cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil && !weakHash(err) {
-			return nil, fmt.Errorf("%w: certificate %s: it was changed after it was made, or is not its own issuer's: %w", modsign.ErrKey, f.certificate, err)
+	return cert.PublicKey, f.whole(cert)
+}
+
+// whole checks that nothing of a certificate was changed, by the signature of
+// its issuer; for one that is its own issuer that is its own key's.
+func (f provenanceFlags) whole(cert *x509.Certificate) error {
+	issuer := cert
+	if f.issuer != "" {
+		var err error
+		if issuer, err = modsign.ReadCertificate(f.issuer); err != nil {
+			return err
 		}
 	}
-	return cert.PublicKey, nil
+	if string(cert.RawIssuer) != string(issuer.RawSubject) {
+		return fmt.Errorf("%w: certificate %s is issued by %q; name the certificate of that with --issuer, or the public key with --key", modsign.ErrKey, f.certificate, cert.Issuer)
+	}
+	err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
+	if err != nil && !weakHash(err) {
+		return fmt.Errorf("%w: certificate %s was changed after it was made, or is not its issuer's: %w", modsign.ErrKey, f.certificate, err)
+	}
+	return nil
 }
 
 // weakHash tells a certificate that is signed by SHA-1, which Go does not verify.

@@ -36,7 +36,7 @@ interrupted.`,
 				return a.verifyProvenance(cmd.Context(), args, p)
 			}
 			if p != (provenanceFlags{}) {
-				return errors.New("--key, --certificate, --builder and --statement go with --provenance")
+				return errors.New("--key, --certificate, --issuer, --builder and --statement go with --provenance")
 			}
 			file := "farm.yaml"
 			if len(args) > 0 && (strings.HasSuffix(args[0], ".yaml") || strings.HasSuffix(args[0], ".yml")) {
