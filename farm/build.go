@@ -45,11 +45,19 @@ type Result struct {
 	Outcome Outcome
 	Cached  bool
 	Err     error // for Infrastructure
+	// Test is what became of the modules in their kernel; nil: they were not tested.
+	Test *Tested
+}
+
+// Fits says whether the result holds modules that fit their kernel, by what is
+// known without booting it.
+func (r *Result) Fits() bool {
+	return r.Outcome == Built && len(r.Record.Check.Problems) == 0
 }
 
 // Packable says whether the result holds modules that may be packed.
 func (r *Result) Packable() bool {
-	return r.Outcome == Built && len(r.Record.Check.Problems) == 0
+	return r.Fits() && (r.Test == nil || r.Test.OK || !r.Test.Required)
 }
 
 // Builder builds cells.
@@ -233,6 +241,7 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 		switch {
 		case err == nil:
 			rec.take(out.Report)
+			res.DiskFull = res.DiskFull || out.Report.DiskFull
 		case res.DiskFull:
 			rec.Phase, rec.Message = "disk", diskFull(limits)
 		default:

@@ -40,6 +40,9 @@ type Cell struct {
 	Inputs images.Inputs
 	// Timeout bounds the build's run.
 	Timeout time.Duration
+	// Boot are the packages that boot its kernel, for a test; nil unless the plan
+	// is for one, or where there are none.
+	Boot []*apt.Package
 }
 
 // Name is how messages name the cell: module/version for a kernel.

@@ -37,6 +37,9 @@ type Preparer struct {
 	// Locked makes every drift between the farm file and the lock an error, a
 	// *DriftError. Else what the lock does not cover is resolved.
 	Locked bool
+	// Boots makes the plan say what boots each kernel, even if the farm file does
+	// not ask for a test.
+	Boots bool
 	// Files says where files and folders are that the farm file names by
 	// path; one that is not there is where the path says.
 	Files map[string]string
@@ -63,6 +66,7 @@ type prepared struct {
 	kernels map[*matrix.Kernel]*kernelInputs
 	sources map[*matrix.ModuleVersion]*images.Source
 	custom  map[*matrix.CustomKernel]*images.Headers
+	boots   map[*matrix.Kernel][]*apt.Package
 
 	opening sync.Mutex // held while a suite is opened
 	suites  map[suiteKey]*debian.Suite
@@ -118,7 +122,7 @@ func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err
 func (p *Preparer) begin(f *matrix.Farm) *prepared {
 	return &prepared{Preparer: p, farm: f, pins: newPins(), suites: map[suiteKey]*debian.Suite{},
 		kernels: map[*matrix.Kernel]*kernelInputs{}, sources: map[*matrix.ModuleVersion]*images.Source{},
-		custom: map[*matrix.CustomKernel]*images.Headers{}}
+		custom: map[*matrix.CustomKernel]*images.Headers{}, boots: map[*matrix.Kernel][]*apt.Package{}}
 }
 
 func (s *prepared) close() error {
@@ -417,6 +421,11 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 			return nil, err
 		}
 		c.Key = c.key(packages)
+		if s.Boots || s.farm.Test != nil {
+			if c.Boot, err = s.bootPackages(ctx, c.Kernel, c.Module.Pos); err != nil {
+				return nil, fmt.Errorf("%s: finding its kernel: %w", c.Name(), err)
+			}
+		}
 	}
 	return cells, nil
 }

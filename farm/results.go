@@ -45,6 +45,7 @@ type Counts struct {
 	Failed         int `json:"failed"`
 	Infrastructure int `json:"infrastructure"`
 	CheckFailed    int `json:"checkFailed"` // built, but not packed
+	TestFailed     int `json:"testFailed"`  // built, but not as expected when booted
 	NotYet         int `json:"notYet"`      // only where nothing is built: kofarm package
 	Cached         int `json:"cached"`      // not built anew in this run
 }
@@ -59,6 +60,7 @@ type CellReport struct {
 	FirstError string         `json:"firstError,omitzero"` // of the log
 	DKMSExit   int            `json:"dkmsExit,omitzero"`   // what `dkms build` would have exited with
 	Check      *CheckReport   `json:"check,omitzero"`      // of a built cell
+	Test       *Tested        `json:"test,omitzero"`       // of a built cell that fits: in its own kernel
 	Compiler   string         `json:"compiler,omitzero"`
 	Cached     bool           `json:"cached"`
 	Seconds    float64        `json:"seconds"`             // of the build, wall clock
@@ -141,8 +143,11 @@ func (n *Counts) add(r *Result) {
 	switch r.Outcome {
 	case Built:
 		n.Built++
-		if !r.Packable() {
+		switch {
+		case !r.Fits():
 			n.CheckFailed++
+		case r.Test != nil && !r.Test.OK:
+			n.TestFailed++
 		}
 	case Excluded:
 		n.Excluded++
@@ -181,6 +186,7 @@ func (r *Report) cell(res *Result) CellReport {
 	}
 	if rec.Outcome == Built {
 		cr.Check = &CheckReport{OK: len(rec.Check.Problems) == 0, Problems: rec.Check.Problems}
+		cr.Test = res.Test
 	}
 	return cr
 }

@@ -16,6 +16,7 @@ type Grid struct {
 	modules []*matrix.ModuleVersion
 	kernels []*matrix.Kernel
 	cells   map[gridKey]farm.Status
+	tests   map[gridKey]*farm.Tested
 	rows    []gridRow
 	counts  map[farm.Status]int
 }
@@ -35,15 +36,18 @@ type gridRow struct {
 	Status  farm.Status `json:"status"`
 	Phase   string      `json:"phase,omitzero"`
 	Message string      `json:"message,omitzero"`
+	Verdict string      `json:"verdict,omitzero"` // in its own kernel
+	TestOK  *bool       `json:"testOK,omitzero"`  // whether that is as expected
 }
 
 // NewGrid makes an empty grid.
 func NewGrid() *Grid {
-	return &Grid{cells: map[gridKey]farm.Status{}, counts: map[farm.Status]int{}}
+	return &Grid{cells: map[gridKey]farm.Status{}, tests: map[gridKey]*farm.Tested{}, counts: map[farm.Status]int{}}
 }
 
-// Add enters a cell. Cells come in the plan's order.
-func (g *Grid) Add(c *farm.Cell, status farm.Status, rec *farm.Record) {
+// Add enters a cell. Cells come in the plan's order. The test is nil where there
+// is none.
+func (g *Grid) Add(c *farm.Cell, status farm.Status, rec *farm.Record, test *farm.Tested) {
 	if len(g.modules) == 0 || g.modules[len(g.modules)-1] != c.Module {
 		g.modules = append(g.modules, c.Module)
 	}
@@ -60,6 +64,10 @@ func (g *Grid) Add(c *farm.Cell, status farm.Status, rec *farm.Record) {
 		Key: c.Key, Status: status}
 	if rec != nil {
 		row.Phase, row.Message = rec.Phase, rec.Message
+	}
+	if test != nil {
+		g.tests[gridKey{c.Module, c.Kernel}] = test
+		row.Verdict, row.TestOK = string(test.Verdict), &test.OK
 	}
 	g.rows = append(g.rows, row)
 }
@@ -111,10 +119,21 @@ func (g *Grid) mark(m *matrix.ModuleVersion, k *matrix.Kernel) string {
 	}
 	for _, mark := range marks {
 		if mark.status == status {
-			return mark.mark
+			return mark.mark + testMark(g.tests[gridKey{m, k}])
 		}
 	}
 	return string(status)
+}
+
+// testMark is a verdict behind a mark, in capitals where it is not as expected.
+func testMark(t *farm.Tested) string {
+	switch {
+	case t == nil || t.Verdict == "":
+		return ""
+	case t.OK:
+		return ", " + string(t.Verdict)
+	}
+	return ", " + strings.ToUpper(string(t.Verdict))
 }
 
 // JSON writes the cells.

@@ -59,7 +59,11 @@ func (a *app) packageCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.collect(cmd.Context(), s, c, farm.Stored(s.store, s.plan.Cells))
+			results := farm.Stored(s.store, s.plan.Cells)
+			if err := a.knownTests(s, results); err != nil {
+				return err
+			}
+			return a.collect(cmd.Context(), s, c, results)
 		},
 	}
 	a.lockedFlag(cmd)
@@ -107,6 +111,9 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	results, err := b.Build(ctx, s.plan.Cells)
 	progress.Close()
 	if err != nil {
+		return err
+	}
+	if err := a.testResults(ctx, s, results); err != nil {
 		return err
 	}
 	return a.collect(ctx, s, c, results)
@@ -163,10 +170,14 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 		}
 		return &exitError{code, err}
 	}
+	if counts.TestFailed > 0 && !a.quiet {
+		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells are not as expected in their kernels; see %s\n",
+			counts.TestFailed, filepath.Join(dir, farm.ResultsFile))
+	}
 	switch {
 	case counts.Infrastructure > 0:
 		return &exitError{code: exitInfrastructure}
-	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.NotYet > 0:
+	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.TestFailed > 0 || counts.NotYet > 0:
 		return &exitError{code: exitFailed}
 	}
 	return nil
@@ -184,6 +195,8 @@ func (a *app) listFailures(dir string, r *farm.Report) {
 		case c.Check != nil && !c.Check.OK:
 			p := c.Check.Problems[0]
 			what = fmt.Sprintf("check failed: %s: %s: %s", p.Module, p.Kind, p.Detail)
+		case c.Test != nil && !c.Test.OK:
+			what = "test failed: " + c.Test.Summary()
 		default:
 			continue
 		}

@@ -122,7 +122,7 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
-	root.AddCommand(a.buildCommand(), a.lockCommand(), a.bundleCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
+	root.AddCommand(a.buildCommand(), a.testCommand(), a.lockCommand(), a.bundleCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
 		a.verifyCommand(), a.rebuildCellsCommand(), a.signCommand(), a.serveCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand())
 	return root
 }

@@ -89,10 +89,14 @@ func (a *app) status(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
+	results := farm.Stored(s.store, s.plan.Cells)
+	if err := a.knownTests(s, results); err != nil {
+		return err
+	}
 	grid := report.NewGrid()
-	for _, c := range s.plan.Cells {
+	for i, c := range s.plan.Cells {
 		status, rec := farm.StatusOf(s.store, c)
-		grid.Add(c, status, rec)
+		grid.Add(c, status, rec, results[i].Test)
 	}
 	if a.json {
 		return grid.JSON(a.stdout)

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/boot"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/lock"
+)
+
+type testFlags struct {
+	accel   string
+	timeout time.Duration
+}
+
+func (a *app) testCommand() *cobra.Command {
+	var f testFlags
+	cmd := &cobra.Command{
+		Use:   "test [farm.yaml]",
+		Short: "Boot each kernel in qemu and load what was built for it; builds nothing",
+		Long: `test boots each kernel of the farm file in qemu and loads the modules that the
+store holds for it: all of a kernel in one boot, each by itself. A verdict is
+loaded, refused (by the module: its hardware is not there), failed, rejected (by
+the kernel), crashed or hung. Verdicts are kept in the store.
+
+Exit status: 0 all verdicts are loaded, refused or what the farm file expects; 1
+some are not, or are missing; 3 a kernel does not boot, or qemu does not run.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.test(cmd.Context(), farmArg(args), f)
+		},
+	}
+	a.lockedFlag(cmd)
+	cmd.Flags().StringVar(&f.accel, "accel", "", "auto, kvm or tcg (default: the farm file's test.accel, else auto)")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "how long loading a module may take (default: the farm file's test.timeout, else 1m)")
+	return cmd
+}
+
+// tester makes the tests of a session; settings of the farm file give way to flags.
+func (a *app) tester(s *session, f testFlags) (*farm.Tests, error) {
+	switch boot.Acceleration(f.accel) {
+	case "", boot.Auto, boot.KVM, boot.TCG:
+	default:
+		return nil, fmt.Errorf("--accel %s: want auto, kvm or tcg", f.accel)
+	}
+	t := &boot.Tester{Store: s.store, Packages: s.images, Accel: boot.Acceleration(f.accel), Timeout: f.timeout, Log: a.log}
+	if set := s.farm.Test; set != nil {
+		t.Accel = cmp.Or(t.Accel, boot.Acceleration(set.Accel))
+		t.Timeout = cmp.Or(t.Timeout, set.Timeout)
+		t.Memory = int64(set.Memory)
+	}
+	return farm.NewTests(s.farm, s.dir, s.store, t)
+}
+
+func (a *app) test(ctx context.Context, file string, f testFlags) error {
+	s, p, err := a.begin(file)
+	if err != nil {
+		return err
+	}
+	if p.Lock, err = readLock(lock.FileName(file)); err != nil {
+		return err
+	}
+	p.Boots = true
+	if err := a.prepare(ctx, s, p); err != nil {
+		return err
+	}
+	tests, err := a.tester(s, f)
+	if err != nil {
+		return err
+	}
+	results := farm.Stored(s.store, s.plan.Cells)
+	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
+		return classify(err)
+	}
+	if err := a.listVerdicts(results, tests.Tester.Stats()); err != nil {
+		return err
+	}
+	return testStatus(results)
+}
+
+// testResults runs the farm file's tests of what was built, if it asks for them.
+func (a *app) testResults(ctx context.Context, s *session, results []*farm.Result) error {
+	if s.farm.Test == nil {
+		return nil
+	}
+	tests, err := a.tester(s, testFlags{})
+	if err != nil {
+		return err
+	}
+	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
+		return classify(err)
+	}
+	return nil
+}
+
+// knownTests sets the results' tests from the store, if the farm file asks for them.
+func (a *app) knownTests(s *session, results []*farm.Result) error {
+	if s.farm.Test == nil {
+		return nil
+	}
+	tests, err := a.tester(s, testFlags{})
+	if err != nil {
+		return err
+	}
+	return classify(tests.Known(results))
+}
+
+// sayVerdict prints a line for each verdict that is not from the store.
+func (a *app) sayVerdict() func(*farm.Result) {
+	var mu sync.Mutex
+	return func(r *farm.Result) {
+		if a.quiet || r.Test.Cached {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintf(a.stderr, "%-14s %s\n", cmp.Or(string(r.Test.Verdict), "not tested"), r.Cell.Name())
+	}
+}
+
+// testRow is a cell of `test --json`.
+type testRow struct {
+	matrix.Row
+	Test *farm.Tested `json:"test,omitzero"`
+}
+
+// listVerdicts prints every verdict, and of those that are not as expected what
+// the kernel has said.
+func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
+	if a.json {
+		rows := []testRow{}
+		for _, r := range results {
+			rows = append(rows, testRow{r.Cell.Row(), r.Test})
+		}
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", " ")
+		return enc.Encode(struct {
+			Version int       `json:"version"`
+			Cells   []testRow `json:"cells"`
+		}{1, rows})
+	}
+	if a.quiet {
+		return nil
+	}
+	counts := map[boot.Verdict]int{}
+	untested := 0
+	for _, r := range results {
+		if r.Test == nil || r.Test.Verdict == "" {
+			if !r.Cell.Excluded {
+				untested++
+			}
+			if r.Test == nil {
+				continue
+			}
+		}
+		counts[r.Test.Verdict]++
+		mark := ""
+		if !r.Test.OK {
+			mark = "  ✗"
+		}
+		fmt.Fprintf(a.stdout, "%s: %s%s\n", r.Cell.Name(), r.Test.Summary(), mark)
+		if !r.Test.OK && r.Test.Report != nil {
+			a.evidence(r.Test.Report)
+		}
+	}
+	var parts []string
+	for _, v := range boot.Verdicts() {
+		if counts[v] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[v], v))
+		}
+	}
+	if untested > 0 {
+		parts = append(parts, fmt.Sprintf("%d not tested", untested))
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s; %d boots, %.1fs of CPU\n", cmp.Or(strings.Join(parts, ", "), "nothing to test"), stats.Boots, stats.CPU.Seconds())
+	return err
+}
+
+// mostEvidence is how many of the kernel's lines are printed for a module.
+const mostEvidence = 12
+
+func (a *app) evidence(r *boot.Report) {
+	for _, m := range r.Modules {
+		if m.Verdict == boot.Loaded || m.Verdict == boot.Refused {
+			continue
+		}
+		for i, line := range m.Messages {
+			if i == mostEvidence {
+				fmt.Fprintf(a.stdout, "    … %d more lines with --json\n", len(m.Messages)-i)
+				break
+			}
+			fmt.Fprintf(a.stdout, "    %s\n", line)
+		}
+	}
+	if r.Script != nil && r.Script.Status != 0 {
+		for _, line := range r.Script.Output[:min(len(r.Script.Output), mostEvidence)] {
+			fmt.Fprintf(a.stdout, "    script: %s\n", line)
+		}
+	}
+}
+
+// testStatus turns the tests into the exit status.
+func testStatus(results []*farm.Result) error {
+	code := exitOK
+	for _, r := range results {
+		switch {
+		case r.Cell.Excluded, r.Outcome == farm.Excluded:
+		case r.Test != nil && r.Test.Err != nil:
+			code = exitInfrastructure
+		case (r.Test == nil || !r.Test.OK) && code == exitOK:
+			code = exitFailed
+		}
+	}
+	if code == exitOK {
+		return nil
+	}
+	return &exitError{code: code}
+}

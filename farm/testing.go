@@ -1,0 +1,315 @@
+package farm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kofarm/kofarm/farm/boot"
+	"github.com/kofarm/kofarm/images/apt"
+	"github.com/kofarm/kofarm/images/debian"
+	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/lock"
+)
+
+// Tested is what became of a cell's modules in their kernel.
+type Tested struct {
+	OK       bool         `json:"ok"`                // the verdict is as expected
+	Verdict  boot.Verdict `json:"verdict,omitzero"`  // none where there is none
+	Expected string       `json:"expected,omitzero"` // by the farm file; else loaded and refused are right
+	// Required says that modules which are not OK are not packed.
+	Required bool         `json:"required"`
+	Why      string       `json:"why,omitzero"`    // why there is no verdict
+	Kernel   []PackageRef `json:"kernel,omitzero"` // what was booted
+	Cached   bool         `json:"cached"`          // not booted anew in this run
+	Report   *boot.Report `json:"report,omitzero"`
+
+	Err error `json:"-"` // an infrastructure fault: the kernel does not boot, or there is no qemu
+}
+
+// Summary tells in one line what was found.
+func (t *Tested) Summary() string {
+	switch {
+	case t.Why != "":
+		return "not tested: " + t.Why
+	case t.Report == nil:
+		return string(t.Verdict)
+	}
+	var parts []string
+	for _, m := range t.Report.Modules {
+		if m.Verdict == boot.Loaded {
+			continue
+		}
+		p := m.Module + ": " + string(m.Verdict)
+		if m.Reason != "" {
+			p += " (" + m.Reason + ")"
+		}
+		if m.Step != "" && m.Step != "load" {
+			p += " at " + m.Step
+		}
+		parts = append(parts, p)
+	}
+	if s := t.Report.Script; s != nil && s.Status != 0 {
+		parts = append(parts, fmt.Sprintf("its test script ended with status %d", s.Status))
+	}
+	if !t.OK && t.Expected != "" {
+		parts = append(parts, "expected was "+t.Expected)
+	}
+	if len(parts) == 0 {
+		return string(t.Verdict)
+	}
+	return string(t.Verdict) + ": " + strings.Join(parts, "; ")
+}
+
+// Tests boots what was built.
+type Tests struct {
+	Tester   *boot.Tester
+	Store    *store.Store
+	Parallel int // boots at a time; 0: one for each core
+	// Required says that modules which are not OK are not packed.
+	Required bool
+
+	farm    *matrix.Farm
+	scripts map[*matrix.ModuleVersion][]byte
+}
+
+// maxScript bounds a user's test script in bytes.
+const maxScript = 1 << 20
+
+// NewTests makes the tests of a farm whose paths are relative to dir. The error
+// is of type *matrix.Error where a script cannot be read.
+func NewTests(f *matrix.Farm, dir string, s *store.Store, t *boot.Tester) (*Tests, error) {
+	tests := &Tests{Tester: t, Store: s, Parallel: f.Build.Parallel, farm: f, scripts: map[*matrix.ModuleVersion][]byte{}}
+	if f.Test != nil {
+		tests.Required = f.Test.Require == matrix.RequireLoaded
+	}
+	var errs []error
+	for _, m := range f.Modules {
+		if m.Test == nil || m.Test.Script.Text == "" {
+			continue
+		}
+		data, err := readScript(m.Test.Script.Text, dir)
+		if err != nil {
+			at := m.Test.Script
+			errs = append(errs, &matrix.Error{File: f.File, Line: at.Pos.Line, Column: at.Pos.Column, Value: at.Text, Msg: "script: " + err.Error()})
+		}
+		tests.scripts[m] = data
+	}
+	return tests, errors.Join(errs...)
+}
+
+func readScript(name, dir string) ([]byte, error) {
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(dir, name)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxScript+1))
+	if err == nil && len(data) > maxScript {
+		err = fmt.Errorf("%s has more than %d bytes", name, maxScript)
+	}
+	if len(bytes.TrimSpace(data)) == 0 && err == nil {
+		err = fmt.Errorf("%s is empty", name)
+	}
+	return data, err
+}
+
+// Run tests the results whose modules fit their kernels by what is known without
+// booting them, and sets Test of each. finished is told of each, from several
+// goroutines, unless it is nil. The error is the context's or the disk's.
+func (t *Tests) Run(ctx context.Context, results []*Result, finished func(*Result)) error {
+	groups, err := t.group(results)
+	if err != nil {
+		return err
+	}
+	parallel := t.Parallel
+	if parallel <= 0 {
+		parallel = runtime.NumCPU()
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for _, group := range groups {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			_, err := t.Tester.Test(ctx, group.kernel, group.units, func(i int, r boot.Result) {
+				res := group.results[i]
+				res.Test = t.tested(res.Cell, r)
+				if finished != nil {
+					finished(res)
+				}
+			})
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// Known sets Test of results from the verdicts that the store has.
+func (t *Tests) Known(results []*Result) error {
+	groups, err := t.group(results)
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		for i, u := range g.units {
+			res := g.results[i]
+			if r := t.Tester.Stored(g.kernel, u); r != nil {
+				res.Test = t.tested(res.Cell, boot.Result{Report: r, Cached: true})
+				continue
+			}
+			res.Test = &Tested{Required: t.Required, Why: "`kofarm test` has not booted it yet"}
+		}
+	}
+	return nil
+}
+
+// tested judges a verdict by what the farm file expects.
+func (t *Tests) tested(c *Cell, r boot.Result) *Tested {
+	out := &Tested{Required: t.Required, Cached: r.Cached, Report: r.Report, Err: r.Err}
+	for _, p := range c.Boot {
+		out.Kernel = append(out.Kernel, PackageRef{p.Name, p.Version, p.Arch, p.SHA256})
+	}
+	out.Expected, _ = c.Expected()
+	if r.Err != nil {
+		out.Why = r.Err.Error()
+		return out
+	}
+	out.Verdict = r.Report.Verdict
+	if out.Expected != "" {
+		out.OK = string(out.Verdict) == out.Expected
+	} else {
+		out.OK = out.Verdict == boot.Loaded || out.Verdict == boot.Refused
+	}
+	return out
+}
+
+// kernelGroup are the results that share a kernel.
+type kernelGroup struct {
+	kernel  boot.Kernel
+	units   []*boot.Unit
+	results []*Result
+}
+
+// group puts results together that share boots, and says of the others why they
+// are not booted.
+func (t *Tests) group(results []*Result) ([]*kernelGroup, error) {
+	var groups []*kernelGroup
+	at := map[*matrix.Kernel]*kernelGroup{}
+	for _, r := range results {
+		if !r.Fits() {
+			continue
+		}
+		if len(r.Cell.Boot) == 0 {
+			r.Test = &Tested{Required: t.Required, Why: noBoot(r.Cell)}
+			continue
+		}
+		unit, err := t.unit(r)
+		if err != nil {
+			return nil, err
+		}
+		g := at[r.Cell.Kernel]
+		if g == nil {
+			g = &kernelGroup{kernel: boot.Kernel{Release: r.Cell.Kernel.Release, Arch: r.Cell.Kernel.Arch, Packages: r.Cell.Boot}}
+			at[r.Cell.Kernel] = g
+			groups = append(groups, g)
+		}
+		g.units, g.results = append(g.units, unit), append(g.results, r)
+	}
+	return groups, nil
+}
+
+func noBoot(c *Cell) string {
+	if c.Kernel.Custom != nil {
+		return "of a kernel of one's own there are only headers"
+	}
+	return "the archive has no image of kernel " + c.Kernel.Release
+}
+
+// unit is a result's modules as they are booted.
+func (t *Tests) unit(r *Result) (*boot.Unit, error) {
+	u := &boot.Unit{Name: r.Cell.Name(), Script: t.scripts[r.Cell.Module]}
+	test := r.Cell.Module.Test
+	given := map[string]bool{}
+	for _, m := range r.Record.Modules {
+		name := strings.TrimSuffix(m.Name, ".ko")
+		unit := boot.Module{File: m.Name, SHA256: m.SHA256, Open: func() ([]byte, error) { return records{t.Store}.module(m) }}
+		if test != nil {
+			for key, parameters := range test.Parameters {
+				if sameModule(key, name) {
+					unit.Parameters, given[key] = parameters, true
+				}
+			}
+		}
+		u.Modules = append(u.Modules, unit)
+	}
+	if test == nil {
+		return u, nil
+	}
+	u.First = test.First
+	for key := range test.Parameters {
+		if !given[key] {
+			return nil, &matrix.Error{File: t.farm.File, Line: test.Pos.Line, Column: test.Pos.Column, Value: key,
+				Msg:  fmt.Sprintf("parameters: %s makes no module %s", r.Cell.Name(), key),
+				Hint: "it makes " + strings.Join(moduleFiles(r.Record), ", ")}
+		}
+	}
+	return u, nil
+}
+
+func moduleFiles(rec *Record) []string {
+	var names []string
+	for _, m := range rec.Modules {
+		names = append(names, m.Name)
+	}
+	return names
+}
+
+// sameModule compares names of modules as the kernel does.
+func sameModule(a, b string) bool {
+	return strings.ReplaceAll(a, "-", "_") == strings.ReplaceAll(b, "-", "_")
+}
+
+// bootPackages gives the packages that a boot of the kernel needs, once: the
+// lock's, or else the archive's. There are none of a kernel of one's own.
+func (s *prepared) bootPackages(ctx context.Context, k *matrix.Kernel, at matrix.Pos) ([]*apt.Package, error) {
+	if k.Custom != nil {
+		return nil, nil
+	}
+	if known, ok := s.boots[k]; ok {
+		return known, nil
+	}
+	pkgs, err := s.findBoot(ctx, k, at)
+	if err == nil {
+		s.boots[k] = pkgs
+	}
+	return pkgs, err
+}
+
+func (s *prepared) findBoot(ctx context.Context, k *matrix.Kernel, at matrix.Pos) ([]*apt.Package, error) {
+	if pinned := s.pinned(k); pinned.Pinned() {
+		if slices.ContainsFunc(pinned.Image, func(p *lock.Package) bool { return p.Name == debian.Busybox }) {
+			return s.pins.aptList(s.farm, k.Distribution, pinned.Image), nil
+		}
+		s.pins.note(lock.Drift{Pos: at, Line: pinned.Line, Msg: fmt.Sprintf("the lock does not say what boots kernel %s", k.Release)})
+	}
+	suite, err := s.suite(ctx, suiteKey{k.Distribution, k.Suite, k.Arch})
+	if err != nil {
+		return nil, err
+	}
+	return suite.Image(debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version})
+}
