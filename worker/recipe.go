@@ -77,9 +77,12 @@ type Report struct {
 	// depends, copy, patch, pre_build, make, modules, strip, post_build or install.
 	Phase string `json:"phase"`
 	// DKMSExit is the exit status that `dkms build` gives for this fault.
-	DKMSExit int            `json:"dkmsExit"`
-	Message  string         `json:"message"`
-	Compiler string         `json:"compiler"` // first line of its --version
+	DKMSExit int    `json:"dkmsExit"`
+	Message  string `json:"message"`
+	Compiler string `json:"compiler"` // first line of its --version
+	// DiskFull tells that a failed build has left a scratch file system full,
+	// which not every backend can see.
+	DiskFull bool           `json:"diskFull"`
 	Modules  []ReportModule `json:"modules"`
 }
 

@@ -55,15 +55,26 @@ json() {
 	printf '%s"' "$out"
 }
 
+# disk_full prints true where less than 64 KiB or no inode is left on one of the
+# build's file systems, else false.
+disk_full() {
+	local size blocks inodes free full=false
+	while read -r size blocks inodes free; do
+		((size * blocks >= 65536 && (free || !inodes))) || full=true
+	done < <(stat -f -c '%S %a %c %d' "$dkms_tree" /tmp /var/tmp /run /root)
+	printf '%s' "$full"
+}
+
 # finish OUTCOME PHASE DKMS-EXIT MESSAGE writes the output and ends the build.
 # Files named in the array outputs, below $base_dir, go along.
 outputs=() files=
 finish() {
-	local i
+	local i full=false
+	[[ $1 != failed ]] || full=$(disk_full)
 	{
 		printf '{"version":1,"outcome":%s,"phase":%s,"dkmsExit":%d,"message":%s,' \
 			"$(json "$1")" "$(json "$2")" "$3" "$(json "$4")"
-		printf '"compiler":%s,"modules":[' "$(json "${compiler:-}")"
+		printf '"compiler":%s,"diskFull":%s,"modules":[' "$(json "${compiler:-}")" "$full"
 		for i in "${kept[@]}"; do
 			((i == kept[0])) || printf ,
 			printf '{"name":%s,"location":%s}' "$(json "${dest_name[i]}")" "$(json "${DEST_MODULE_LOCATION[i]}")"

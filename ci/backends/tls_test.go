@@ -19,6 +19,15 @@ import (
 	"github.com/kofarm/kofarm/ci/rig"
 )
 
+const tlsFarm = `
+modules:
+  - source: {deb: acpi-call-dkms, suite: bookworm}
+kernels:
+  - suite: bookworm
+    releases: [{latest: 1, of: "6.1.*"}]
+    flavors: [cloud-amd64]
+`
+
 // authority signs certificates in a folder of its own.
 type authority struct {
 	dir  string
@@ -63,32 +72,47 @@ func (a *authority) issue(t *testing.T, name string, c *x509.Certificate) (*x509
 	return cert, key
 }
 
-// freePort gives a port of loopback that was free just now.
-func freePort(t *testing.T) int {
+// freeAddress gives an address of this machine that does not look like one of
+// this machine, and whose port was free just now.
+func freeAddress(t *testing.T) *net.TCPAddr {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.To4() == nil || !n.IP.IsGlobalUnicast() {
+			continue
+		}
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: n.IP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().(*net.TCPAddr)
+	}
+	t.Fatal("this test needs a network interface beside lo")
+	return nil
 }
 
 // TestTLS builds on a daemon that wants certificates, with those of the farm
-// file and of the environment, and with others.
+// file and of the environment, and with others. The daemon is one of another
+// machine, for all that kofarm knows: that a disk is full is seen from inside.
 func TestTLS(t *testing.T) {
-	dir := folder(t, oneCell)
+	dir := t.TempDir()
+	address := freeAddress(t)
 	pki := newAuthority(t, filepath.Join(dir, "pki"))
-	pki.issue(t, "server", &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	pki.issue(t, "server", &x509.Certificate{IPAddresses: []net.IP{address.IP}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	pki.issue(t, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	other := newAuthority(t, filepath.Join(dir, "other"))
 	other.issue(t, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	host := fmt.Sprintf("tcp://127.0.0.1:%d", freePort(t))
+	host := "tcp://" + address.String()
 	own(t, "docker", "a", "--host", host, "--tlsverify", "--tlscacert", filepath.Join(pki.dir, "ca.pem"),
 		"--tlscert", filepath.Join(pki.dir, "server.pem"), "--tlskey", filepath.Join(pki.dir, "server-key.pem"))
 	store := filepath.Join(dir, "store")
 	rig.Clone(t, rig.Store(t), store, "blobs", "cache", "refs/layer")
-	for _, tt := range []struct {
+	tests := []struct {
 		name, build string
 		code        int
 		want        string
@@ -99,9 +123,10 @@ func TestTLS(t *testing.T) {
 		{"a certificate of others", "{host: %q, tls: {ca: pki/ca.pem, cert: other/client.pem, key: other/client-key.pem}}", 3, "certificate"},
 		{"a daemon of others", "{host: %q, tls: {ca: other/ca.pem, cert: pki/client.pem, key: pki/client-key.pem}}", 3, "unknown authority"},
 		{"no such file", "{host: %q, tls: {ca: pki/none.pem}}", 3, "pki/none.pem"},
-	} {
+	}
+	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			rig.Write(t, dir, "farm.yaml", oneCell+"build: {retries: 0, docker: "+fmt.Sprintf(tt.build, host)+"}\n")
+			rig.Write(t, dir, "farm.yaml", tlsFarm+"build: {retries: 0, docker: "+fmt.Sprintf(tt.build, host)+"}\n")
 			if err := os.RemoveAll(filepath.Join(store, "refs/result")); err != nil {
 				t.Fatal(err)
 			}
@@ -115,6 +140,16 @@ func TestTLS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a full disk", func(t *testing.T) {
+		rig.Write(t, dir, "filler/dkms.conf", "PACKAGE_NAME=filler\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=filler\nDEST_MODULE_LOCATION=/updates\nMAKE=\"dd if=/dev/zero of=fill\"\n")
+		rig.Write(t, dir, "filler/filler.c", "")
+		rig.Write(t, dir, "farm.yaml", strings.Replace(tlsFarm, "{deb: acpi-call-dkms, suite: bookworm}", "{dir: filler}", 1)+
+			"limits: {disk: 32MiB}\nbuild: {docker: "+fmt.Sprintf(tests[0].build, host)+"}\n")
+		r := rig.Kofarm(t, 1, dir, store, "build")
+		if !strings.Contains(r.Stderr, "limits.disk") {
+			t.Errorf("it does not say that the disk was full\n%s", r.Stderr)
+		}
+	})
 	t.Run("the environment's", func(t *testing.T) {
 		certs := filepath.Join(dir, "certs")
 		for name, from := range map[string]string{"ca.pem": "ca.pem", "cert.pem": "client.pem", "key.pem": "client-key.pem"} {
@@ -126,7 +161,7 @@ func TestTLS(t *testing.T) {
 		}
 		t.Setenv("DOCKER_TLS_VERIFY", "1")
 		t.Setenv("DOCKER_CERT_PATH", certs)
-		rig.Write(t, dir, "farm.yaml", oneCell)
+		rig.Write(t, dir, "farm.yaml", tlsFarm)
 		if err := os.RemoveAll(filepath.Join(store, "refs/result")); err != nil {
 			t.Fatal(err)
 		}

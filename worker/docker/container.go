@@ -85,7 +85,7 @@ func resources(limits worker.Limits) container.Resources {
 // mounts, before it lets that execute the command. The function that it gives
 // ends the search, and tells what it has found.
 func (r *Runner) lookFor(id string) (found func() worker.ScratchProbe) {
-	if !local(r.client.DaemonHost()) || os.Geteuid() != 0 {
+	if !r.looks() {
 		return func() worker.ScratchProbe { return nil }
 	}
 	started, result := make(chan struct{}), make(chan worker.ScratchProbe, 1)
@@ -106,6 +106,10 @@ func (r *Runner) lookFor(id string) (found func() worker.ScratchProbe) {
 	}()
 	return func() worker.ScratchProbe { close(started); return <-result }
 }
+
+// looks tells whether the Runner can see containers from outside: on this
+// machine, as root.
+func (r *Runner) looks() bool { return local(r.client.DaemonHost()) && os.Geteuid() == 0 }
 
 // local tells whether a daemon's address is of this machine.
 func local(address string) bool {
@@ -132,7 +136,7 @@ func scratchOf(id string) worker.ScratchProbe {
 // either driver and either version of cgroups.
 func processes(id string) []int {
 	for _, hierarchy := range []string{"", "pids/", "memory/"} {
-		for _, group := range []string{"docker/" + id, "system.slice/docker-" + id + ".scope"} {
+		for _, group := range groups(id) {
 			data, err := os.ReadFile("/sys/fs/cgroup/" + hierarchy + group + "/cgroup.procs")
 			if err != nil {
 				continue
@@ -147,4 +151,9 @@ func processes(id string) []int {
 		}
 	}
 	return nil
+}
+
+// groups gives where a container's cgroup is in a hierarchy, with either driver.
+func groups(id string) []string {
+	return []string{"docker/" + id, "system.slice/docker-" + id + ".scope"}
 }

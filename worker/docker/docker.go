@@ -14,10 +14,11 @@
 // share, are tagged kofarm:<digest>-<day>, and removed when they were not used for
 // a week.
 //
-// Two things are known of a daemon on this machine only, to root: that a scratch
-// file system was full ([worker.Result.DiskFull]), as nothing is left of it when
-// the container has ended, so that the Runner must look from outside before.
-// The peak of memory use is not known.
+// What a container has used is gone when it has ended, so that it must be looked
+// at before, and only root on the daemon's machine can look well: whether a
+// scratch file system was full ([worker.Result.DiskFull]) is known there only, and
+// the peak of memory use, which is read every 20 ms there, is sampled by the
+// daemon every second elsewhere.
 package docker
 
 import (
@@ -204,35 +205,38 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 		_, err := stdcopy.StdCopy(watch.Sink(task.Output, task.Limits.Output), watch.Sink(task.Log, task.Limits.Log), streams)
 		copied <- err
 	}()
-	probe, err := r.start(steady, name)
+	id, probe, err := r.start(steady, name)
 	defer func() { probe.Close() }()
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("starting the container: %w", err)
 	}
+	peak := r.peakOf(steady, id)
+	defer peak()
 	defer watch.Deadline(task.Limits.Timeout)()
 	if err := r.await(live, steady, name, exited, failed); err != nil {
 		return worker.Result{}, err
 	}
-	full := probe.Full()
+	full, most := probe.Full(), peak()
 	if err := drained(copied); err != nil {
 		return worker.Result{}, err
 	}
 	result, err := r.result(steady, name, live.Err() == nil)
-	result.DiskFull = full
+	result.DiskFull, result.MemoryPeak = full, most
 	return watch.Outcome(ctx, result, err)
 }
 
 // start starts the container, and meanwhile looks for its scratch file systems.
-func (r *Runner) start(ctx context.Context, name string) (worker.ScratchProbe, error) {
+// It gives also the container's id.
+func (r *Runner) start(ctx context.Context, name string) (id string, _ worker.ScratchProbe, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	info, err := r.client.ContainerInspect(ctx, name)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	found := r.lookFor(info.ID)
 	err = r.client.ContainerStart(ctx, name, container.StartOptions{})
-	return found(), err
+	return info.ID, found(), err
 }
 
 // await waits until the container has ended, which it does when live ends.

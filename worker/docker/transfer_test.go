@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kofarm/kofarm/worker"
@@ -208,5 +210,34 @@ func TestLastUse(t *testing.T) {
 		if got := lastUse(tt.tags); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.tags, got, tt.want)
 		}
+	}
+}
+
+// TestPeak follows the memory use of a task from outside, and as a daemon on
+// another machine tells it.
+func TestPeak(t *testing.T) {
+	r := openHere(t)
+	sampled := make(chan int64, 1)
+	go func() {
+		for t.Context().Err() == nil {
+			list, err := r.client.ContainerList(t.Context(), container.ListOptions{Filters: filters.NewArgs(filters.Arg("label", worker.RunLabel+"="+r.claim.Run))})
+			if err == nil && len(list) == 1 {
+				sampled <- r.samplePeak(t.Context(), list[0].ID)
+				return
+			}
+		}
+	}()
+	const used = 40 << 20
+	res, err := r.Run(t.Context(), worker.Task{Name: "peak", Image: workertest.Image(t), Env: []string{"HOME=/root", "PATH=/bin"},
+		Args:   []string{"/bin/sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=40; sleep 4; rm /tmp/x; sleep 0.2"},
+		Limits: worker.Limits{Memory: 1 << 30, Disk: 64 << 20}})
+	if err != nil || res.ExitCode != 0 {
+		t.Fatal(res, err)
+	}
+	if res.MemoryPeak < used || res.MemoryPeak > 1<<30 {
+		t.Errorf("a peak of %d bytes", res.MemoryPeak)
+	}
+	if got := <-sampled; got < used || got > 1<<30 {
+		t.Errorf("a sampled peak of %d bytes", got)
 	}
 }
