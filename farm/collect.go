@@ -50,6 +50,8 @@ type Collector struct {
 	ModuleKey *modsign.Key
 	// Attester says what packages were made from; nil: nobody does.
 	Attester *Attester
+	// Sharer gives others what is said about results; nil: nobody does.
+	Sharer Sharer
 }
 
 // Collected is what Collect has written.
@@ -57,6 +59,7 @@ type Collected struct {
 	Packages []Package
 	Report   *Report
 	Refused  []error // why packages could not be made; the others are there
+	Unshared error   // why others have not got what is said about results
 }
 
 // Collect writes the packages of all packable results, the logs and
@@ -110,7 +113,8 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, err
 	}
 	m.signing.report(results, report)
-	if report.Attestations, err = c.attest(ctx, m, results, packages, files); err != nil {
+	a := &attestation{Attester: c.Attester, c: c, m: m}
+	if report.Attestations, err = a.all(ctx, results, packages, files); err != nil {
 		return nil, err
 	}
 	if err := c.checksums(report, packages); err != nil {
@@ -125,7 +129,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err := c.writeReport(report); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
 	}
-	return &Collected{packages, report, refused}, nil
+	return &Collected{packages, report, refused, a.fault}, nil
 }
 
 // made drops the packages that were refused.

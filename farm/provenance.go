@@ -71,15 +71,44 @@ type attestation struct {
 	// modules memoizes what is known of modules, by cell: several packages hold
 	// the same ones.
 	modules sync.Map
+
+	mu    sync.Mutex
+	fault error // of the Sharer, the first one
 }
 
-// attest writes statements and SBOMs beside the packages, and into the store
+// Sharer gives others what the store has about a cell's result.
+type Sharer interface {
+	Attach(ctx context.Context, key string) error
+}
+
+// share gives others what is said about a result. After a fault nothing more is
+// tried: it is not worth a failed run.
+func (a *attestation) share(ctx context.Context, key string) {
+	if a.c.Sharer == nil || a.faulty(nil) {
+		return
+	}
+	if err := a.c.Sharer.Attach(ctx, key); err != nil {
+		a.faulty(err)
+	}
+}
+
+// faulty notes the first fault, and tells whether there is one.
+func (a *attestation) faulty(err error) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.fault == nil {
+		a.fault = err
+	}
+	return a.fault != nil
+}
+
+// all writes statements and SBOMs beside the packages, and into the store
 // those on the results, which refer to them as OCI referrers.
-func (c *Collector) attest(ctx context.Context, m *material, results []*Result, packages []Package, files []File) ([]AttestationReport, error) {
-	if c.Attester == nil {
+func (a *attestation) all(ctx context.Context, results []*Result, packages []Package, files []File) ([]AttestationReport, error) {
+	if a.Attester == nil {
 		return nil, nil
 	}
-	a := &attestation{Attester: c.Attester, c: c, m: m, results: map[*Cell]*Result{}}
+	a.results = map[*Cell]*Result{}
 	for _, r := range results {
 		a.results[r.Cell] = r
 	}
@@ -348,7 +377,11 @@ func (a *attestation) result(ctx context.Context, r *Result) error {
 	if err := a.refer(subject, statement, "provenance", artifactType); err != nil {
 		return err
 	}
-	return a.refer(subject, sbom, "sbom", attest.SBOMType)
+	if err := a.refer(subject, sbom, "sbom", attest.SBOMType); err != nil {
+		return err
+	}
+	a.share(ctx, r.Cell.Key)
+	return nil
 }
 
 // refer stores the manifest that says of a blob what it is about.

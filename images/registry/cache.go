@@ -210,19 +210,7 @@ func (c *Cache) Push(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	data, err := c.store.Get(d.Digest, maxManifest)
-	if err != nil {
-		return err
-	}
-	m, err := manifestOf(data)
-	if err != nil {
-		return err
-	}
-	config, err := c.store.Get(m.Config.Digest, maxManifest)
-	if err != nil {
-		return err
-	}
-	img, err := partial.CompressedToImage(&stored{store: c.store, manifest: m, raw: data, config: config})
+	img, err := c.stored(d)
 	if err != nil {
 		return err
 	}

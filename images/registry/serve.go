@@ -28,8 +28,8 @@ const maxManifest = 16 << 20
 
 // Handler serves a store by the pull half of the OCI distribution API: the
 // repository "results" holds the results of cells, each tagged with its key,
-// and "images" the images. Blobs are found by digest in either, whatever they
-// are. It writes nothing.
+// and "images" the images, and both what refers to them. Blobs are found by
+// digest in either, whatever they are. It writes nothing.
 type Handler struct{ Store *store.Store }
 
 // tagRegexp is what may be a tag (distribution-spec v1.1, "Pulling manifests").
@@ -87,6 +87,8 @@ func (h Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		return h.manifest(w, kind, parts[2])
 	case parts[1] == "blobs":
 		return h.blob(w, r, parts[2])
+	case parts[1] == "referrers":
+		return h.referrers(w, r, parts[2])
 	case parts[1] == "tags" && parts[2] == "list":
 		return h.tags(w, r, parts[0], kind)
 	}

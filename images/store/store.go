@@ -411,7 +411,7 @@ func (s *Store) Refs(kind string) ([]string, error) {
 }
 
 // indexed are the kinds of refs that index.json lists.
-var indexed = []string{"image", "result"}
+var indexed = []string{"image", "result", "referrer"}
 
 // WriteIndex writes index.json from the refs, so that other tools which read
 // OCI layouts find the images and records.

@@ -108,6 +108,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		Store: s.store, Cache: cache, Images: s.images, Runner: runner,
 		Observer: progress, Log: a.log, Limits: limits(s.farm), Cores: runner.cores, Parallel: rt.parallel, Retries: s.farm.Build.Retries,
 	}
+	c.Sharer, _ = cache.(farm.Sharer) // one that may be written to
 	results, err := b.Build(ctx, s.plan.Cells)
 	progress.Close()
 	if err != nil {
@@ -132,6 +133,9 @@ func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, result
 	collected, err := c.Collect(ctx, results)
 	if err != nil {
 		return infrastructure(err)
+	}
+	if collected.Unshared != nil {
+		a.log.Warn("the shared cache has not got all that is said about results", "err", collected.Unshared)
 	}
 	if err := s.store.WriteIndex(); err != nil {
 		return infrastructure(err)
