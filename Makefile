@@ -29,14 +29,14 @@ test:
 soak:
 	ci/setup test
 	ci/setup daemons
-	KOFARM_SOAK_KILLS=100 $(GOTEST) -count 1 -timeout 0 -v -run Soak ./ci/...
+	KOFARM_SOAK_KILLS=100 KOFARM_SOAK_BOOTS=100 $(GOTEST) -count 1 -timeout 0 -v -run Soak ./ci/...
 	$(MAKE) --no-print-directory fuzz-smoke FUZZTIME=2m
 
 bench:
 	ci/setup test
 	ci/setup daemons
 	$(GOTEST) -count 1 -timeout 0 -run '^$$' -bench . ./worker/... ./matrix ./farm/...
-	$(GOTEST) -count 1 -timeout 0 -v -run '^$$' -bench . -benchtime 1x ./ci/bench
+	$(GOTEST) -count 1 -timeout 0 -v -run '^$$' -bench . -benchtime 1x ./ci/bench ./ci/boot
 
 # Every fuzz test for FUZZTIME.
 fuzz-smoke:

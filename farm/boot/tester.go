@@ -195,6 +195,19 @@ func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished fun
 	return results, nil
 }
 
+// Prepare reads a kernel's packages into the store, and those of its modules that
+// the names, or aliases, need: what else the first boot would do.
+func (t *Tester) Prepare(ctx context.Context, k Kernel, names ...string) error {
+	l := &library{t.Store, t.Packages}
+	p, err := l.prepare(ctx, k)
+	if err != nil {
+		return err
+	}
+	own, _ := p.index.closure(names, nil)
+	_, err = l.modules(ctx, p, own)
+	return err
+}
+
 // session tests units of one kernel.
 type session struct {
 	*Tester
