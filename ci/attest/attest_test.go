@@ -6,12 +6,20 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/pem"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
@@ -145,7 +153,104 @@ func TestAttest(t *testing.T) {
 	t.Run("sums", func(t *testing.T) { sums(t, dir) })
 	t.Run("elsewhere", func(t *testing.T) { elsewhere(t, dir) })
 	t.Run("changed", func(t *testing.T) { changed(t, dir) })
+	t.Run("shared", func(t *testing.T) { shared(t, dir) })
 	t.Run("unsigned", func(t *testing.T) { unsigned(t, dir) })
+}
+
+// shared finds the statements on results in a registry, by the results' tags, and
+// verifies a module with what it has found.
+func shared(t *testing.T, dir string) {
+	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	rig.Write(t, dir, "shared.yaml", farmFile("{key: ec.key, certificate: ec.pem}")+"cache: {registry: '"+host+"/farm', mode: readwrite, insecure: true}\n")
+	rig.Kofarm(t, 0, dir, rig.Store(t), "build", "shared.yaml", "-o", "shared")
+	repo, err := name.NewRepository(host + "/farm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags, err := remote.List(repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cells := 0
+	for _, tag := range tags {
+		img, err := remote.Image(repo.Tag(tag))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := img.Manifest(); err != nil || m.Annotations["dev.kofarm.key"] != tag {
+			continue // a layer, or the list of referrers
+		}
+		cells++
+		found := referrersOf(t, repo, img)
+		if len(found) != 2 || found[attest.SBOMType] == nil || found[attest.EnvelopeType] == nil {
+			t.Fatalf("%d things refer to %s", len(found), tag)
+		}
+		layers, err := img.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMachine(t)
+		rig.Write(t, m.dir, "acpi_call.ko", string(content(t, layers[0])))
+		rig.Write(t, m.dir, "acpi_call.ko"+attest.SBOMSuffix, string(found[attest.SBOMType]))
+		rig.Write(t, m.dir, "statement", string(found[attest.EnvelopeType]))
+		r := m.verify(t, "--key", filepath.Join(dir, "ec.pub"), "--statement", "statement", "acpi_call.ko")
+		if r.Code != 0 || !strings.Contains(r.Stdout, tag) || !strings.Contains(r.Stdout, "SBOM ") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if cells != 2 {
+		t.Errorf("%d results among the tags %q", cells, tags)
+	}
+}
+
+// referrersOf fetches what refers to an image, by its type.
+func referrersOf(t *testing.T, repo name.Repository, img v1.Image) map[string][]byte {
+	t.Helper()
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := remote.Referrers(repo.Digest(digest.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string][]byte{}
+	for _, d := range list.Manifests {
+		img, err := remote.Image(repo.Digest(d.Digest.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers, err := img.Layers()
+		if err != nil || len(layers) != 1 {
+			t.Fatal(layers, err)
+		}
+		mediaType, err := layers[0].MediaType()
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[string(mediaType)] = content(t, layers[0])
+	}
+	return found
+}
+
+func content(t *testing.T, l v1.Layer) []byte {
+	t.Helper()
+	r, err := l.Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // again makes the same bytes with an empty set of packages in the store, in
