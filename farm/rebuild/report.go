@@ -95,7 +95,11 @@ func newReport(subjects []*subject, files []*file) *Report {
 		r.Cells = append(r.Cells, c)
 	}
 	for _, f := range files {
-		r.Files = append(r.Files, FileVerdict{Path: f.name, Verdict: Reproduced, file: f})
+		v := FileVerdict{Path: f.name, Verdict: Reproduced, file: f}
+		if f.why != "" {
+			v.worse(Cannot, f.why)
+		}
+		r.Files = append(r.Files, v)
 	}
 	return r
 }

@@ -210,7 +210,8 @@ type errand struct {
 	Frozen   int64               `json:"frozen"`
 	Jobs     int                 `json:"jobs"`
 	Parallel int                 `json:"parallel"`
-	Umask    int                 `json:"umask"` // 0: as it is
+	Retries  int                 `json:"retries"` // negative: as the farm file says
+	Umask    int                 `json:"umask"`   // 0: as it is
 	Output   string              `json:"output"`
 }
 
@@ -276,7 +277,7 @@ func (g *again) rebuild(ctx context.Context, run rebuild.Run, uid int) (_ *rebui
 	if err := cloneStore(g.store.Dir(), folder, uid != 0); err != nil {
 		return nil, fmt.Errorf("preparing another store: %w", err)
 	}
-	e := errand{Runtime: run.Runtime, Vary: run.Vary, Frozen: run.Frozen, Jobs: run.Jobs, Parallel: g.parallel,
+	e := errand{Runtime: run.Runtime, Vary: run.Vary, Frozen: run.Frozen, Jobs: run.Jobs, Parallel: g.parallel, Retries: -1,
 		Run: g.store.Dir(), Output: filepath.Join(dir, "dist")}
 	for _, c := range run.Cells {
 		e.Keys = append(e.Keys, c.Key)
@@ -287,7 +288,7 @@ func (g *again) rebuild(ctx context.Context, run rebuild.Run, uid int) (_ *rebui
 		varied = append(varied, "the umask", "the time zone", "the locale")
 	}
 	if uid != 0 {
-		e.Run = folder
+		e.Run, e.Retries = folder, 0 // there is another way
 		varied = append(varied, "kofarm's user")
 		if err := give(dir, uid); err != nil {
 			return nil, err
@@ -340,11 +341,23 @@ func cloneStore(from, to string, unpacked bool) error {
 		return nil
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") && err == nil {
+		if !strings.HasPrefix(e.Name(), ".") && err == nil && open(filepath.Join(layers, e.Name())) {
 			err = os.Symlink(filepath.Join(layers, e.Name()), filepath.Join(to, "run", "layers", e.Name()))
 		}
 	}
 	return err
+}
+
+// open tells whether everybody can enter the folders at the top of an unpacked
+// layer. The base has a /root that is its owner's.
+func open(layer string) bool {
+	entries, err := os.ReadDir(layer)
+	for _, e := range entries {
+		if info, ierr := e.Info(); ierr != nil || e.IsDir() && info.Mode()&0o001 == 0 {
+			return false
+		}
+	}
+	return err == nil
 }
 
 // cloneTree links all files; what somebody removes meanwhile is left out.
@@ -487,9 +500,13 @@ func (a *app) rebuildCells(ctx context.Context, file string, e errand) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(runner.close(ctx))) }()
+	retries := e.Retries
+	if retries < 0 {
+		retries = s.farm.Build.Retries
+	}
 	b := &farm.Builder{
 		Store: s.store, Images: s.images, Runner: &rebuild.Runner{Next: runner, Vary: e.Vary, Frozen: e.Frozen, Jobs: e.Jobs},
-		Observer: progress, Log: a.log, Limits: limits(s.farm), Cores: runner.cores, Parallel: rt.parallel, Retries: s.farm.Build.Retries,
+		Observer: progress, Log: a.log, Limits: limits(s.farm), Cores: runner.cores, Parallel: rt.parallel, Retries: retries,
 	}
 	results, err := b.Build(ctx, cells)
 	progress.Close()
