@@ -146,7 +146,7 @@ func (n *Counts) add(r *Result) {
 		switch {
 		case !r.Fits():
 			n.CheckFailed++
-		case r.Test != nil && !r.Test.OK:
+		case r.Test.Wrong():
 			n.TestFailed++
 		}
 	case Excluded:

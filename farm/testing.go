@@ -37,6 +37,12 @@ type Tested struct {
 	Err error `json:"-"` // an infrastructure fault: the kernel does not boot, or there is no qemu
 }
 
+// Wrong says whether the cell's modules are not as expected, or not proven where
+// they have to be.
+func (t *Tested) Wrong() bool {
+	return t != nil && !t.OK && (t.Verdict != "" || t.Required || t.Err != nil)
+}
+
 // Summary tells in one line what was found.
 func (t *Tested) Summary() string {
 	switch {

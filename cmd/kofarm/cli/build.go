@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -179,7 +180,7 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 			counts.TestFailed, filepath.Join(dir, farm.ResultsFile))
 	}
 	switch {
-	case counts.Infrastructure > 0:
+	case counts.Infrastructure > 0 || slices.ContainsFunc(c.Report.Cells, func(c farm.CellReport) bool { return c.Test != nil && c.Test.Err != nil }):
 		return &exitError{code: exitInfrastructure}
 	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.TestFailed > 0 || counts.NotYet > 0:
 		return &exitError{code: exitFailed}
@@ -199,7 +200,7 @@ func (a *app) listFailures(dir string, r *farm.Report) {
 		case c.Check != nil && !c.Check.OK:
 			p := c.Check.Problems[0]
 			what = fmt.Sprintf("check failed: %s: %s: %s", p.Module, p.Kind, p.Detail)
-		case c.Test != nil && !c.Test.OK:
+		case c.Test.Wrong():
 			what = "test failed: " + c.Test.Summary()
 		default:
 			continue

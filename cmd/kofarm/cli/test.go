@@ -164,7 +164,7 @@ func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
 		}
 		counts[r.Test.Verdict]++
 		mark := ""
-		if !r.Test.OK {
+		if r.Test.Wrong() {
 			mark = "  ✗"
 		}
 		fmt.Fprintf(a.stdout, "%s: %s%s\n", r.Cell.Name(), r.Test.Summary(), mark)
@@ -216,7 +216,7 @@ func testStatus(results []*farm.Result) error {
 		case r.Cell.Excluded, r.Outcome == farm.Excluded:
 		case r.Test != nil && r.Test.Err != nil:
 			code = exitInfrastructure
-		case (r.Test == nil || !r.Test.OK) && code == exitOK:
+		case (r.Test == nil || r.Test.Wrong()) && code == exitOK:
 			code = exitFailed
 		}
 	}
