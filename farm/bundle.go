@@ -270,6 +270,9 @@ func lockedPackages(f *matrix.Farm, l *lock.Lock) []*apt.Package {
 		for _, k := range s.Kernels {
 			add(s.Distribution, k.Toolchain...)
 			add(s.Distribution, k.Headers...)
+			if f.Test != nil {
+				add(s.Distribution, k.Image...)
+			}
 			for _, e := range k.Extras {
 				add(s.Distribution, e.Packages...)
 			}
