@@ -57,7 +57,7 @@ func (r *Result) Fits() bool {
 
 // Packable says whether the result holds modules that may be packed.
 func (r *Result) Packable() bool {
-	return r.Fits() && (r.Test == nil || r.Test.OK || !r.Test.Required)
+	return r.Fits() && (r.Test == nil || !r.Test.Required || r.Test.proven())
 }
 
 // Builder builds cells.

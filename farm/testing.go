@@ -37,6 +37,12 @@ type Tested struct {
 	Err error `json:"-"` // an infrastructure fault: the kernel does not boot, or there is no qemu
 }
 
+// proven says whether the modules may be packed where a proof is required: a
+// verdict that is expected fails nothing, but makes no module load.
+func (t *Tested) proven() bool {
+	return t.OK && (t.Verdict == boot.Loaded || t.Verdict == boot.Refused)
+}
+
 // Wrong says whether the cell's modules are not as expected, or not proven where
 // they have to be.
 func (t *Tested) Wrong() bool {
