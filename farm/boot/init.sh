@@ -117,7 +117,7 @@ unload() {
 
 # bye waits a moment for what the last module may have left behind.
 bye() {
-	usleep 100000
+	usleep 200000
 	echo bye >"$port"
 	sleep 1000
 }

@@ -45,8 +45,6 @@ static int __init fault_init(void)
 	/* What a module prints is on the console, and no verdict. */
 	pr_emerg("end 0 Live 0 0 OE\nbye\nbegin load kf_good\nOops: none\n");
 	return -ENXIO;
-#elif defined(KF_bomb)
-	schedule_delayed_work(&work, HZ / 50);
 #endif
 	return 0;
 }
@@ -55,8 +53,10 @@ module_init(fault_init);
 #ifndef KF_noexit
 static void __exit fault_exit(void)
 {
-#ifdef KF_exitoops
+#if defined(KF_exitoops)
 	*nowhere = 1;
+#elif defined(KF_bomb)
+	schedule_delayed_work(&work, HZ * 3 / 20);
 #endif
 }
 module_exit(fault_exit);
