@@ -81,7 +81,7 @@ kernels:
   - {suite: trixie, releases: [{latest: 1, of: "6.12.*"}], flavors: [amd64]}
   - {suite: sid, releases: [{latest: 1}], flavors: [amd64]}
 archives:
-  debian: {allow-expired: [bullseye]}
+  debian: {allow-expired: [bullseye, sid]}
 test: {require: loaded, accel: tcg}
 `
 
