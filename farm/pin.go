@@ -151,7 +151,7 @@ func (s *pinner) pinDeb(ctx context.Context, src matrix.Source, out *lock.Module
 		depends[i] = d.String()
 	}
 	if out.Needs, err = debian.BuildPackages(strings.Join(depends, ", ")); err != nil {
-		return fmt.Errorf("Depends of %s: %w", found, err)
+		return fmt.Errorf("what %s depends on: %w", found, err)
 	}
 	suite, err := s.anySuite(ctx, src.Distribution, src.Suite)
 	if err != nil {

@@ -129,6 +129,9 @@ func (b *Bundle) entry(h *tar.Header, s section) error {
 
 // tables reads the index and the bundle's manifest.
 func (b *Bundle) tables() error {
+	if b.index.size == 0 && b.cut {
+		return fmt.Errorf("%w: the file is cut off before its %s", ErrNoBundle, indexFile)
+	}
 	if b.index.size == 0 {
 		return fmt.Errorf("%w: it has no %s", ErrNoBundle, indexFile)
 	}
