@@ -44,6 +44,8 @@ func TestSoakEnds(t *testing.T) {
 		want  []want
 	}{
 		{"an oops at unload", []*boot.Unit{unit("kf_exitoops", get("kf_exitoops"))}, []want{{boot.Crashed, "oops", "BUG: kernel NULL pointer dereference"}}},
+		{"an oops between others", []*boot.Unit{unit("kf_good", get("kf_good")), unit("kf_oops", get("kf_oops")), unit("kf_nodev", get("kf_nodev"))},
+			[]want{{boot.Loaded, "", ""}, {boot.Crashed, "oops", ""}, {boot.Refused, "ENODEV", ""}}},
 		{"an init that keeps the processor", []*boot.Unit{unit("kf_spin", get("kf_spin"))}, []want{{boot.Crashed, "lockup", "soft lockup"}}},
 		{"an init that sleeps", []*boot.Unit{unit("kf_sleep", get("kf_sleep")), unit("kf_good", get("kf_good"))}, []want{{boot.Hung, "timeout", ""}, {boot.Loaded, "", ""}}},
 		{"a fault that is left behind", []*boot.Unit{unit("kf_bomb", get("kf_bomb")), unit("kf_nodev", get("kf_nodev"))}, []want{{boot.Crashed, "oops", ""}, {boot.Refused, "ENODEV", ""}}},

@@ -96,7 +96,7 @@ func Supported(arch string) error {
 		return fmt.Errorf("kernels for %s cannot be booted by this version", arch)
 	}
 	if _, err := exec.LookPath(m.qemu); err != nil {
-		return fmt.Errorf("%s is not installed: apt install qemu-system-x86, or leave test: out", m.qemu)
+		return fmt.Errorf("%s is not installed: apt install qemu-system-x86, or take test: out of the farm file", m.qemu)
 	}
 	return nil
 }

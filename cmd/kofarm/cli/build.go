@@ -88,6 +88,10 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
+	tests, err := a.farmTests(s)
+	if err != nil {
+		return err
+	}
 	rt, err := f.daemons.runtime(s.farm)
 	if err != nil {
 		return err
@@ -115,8 +119,10 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := a.testResults(ctx, s, results); err != nil {
-		return err
+	if tests != nil {
+		if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
+			return classify(err)
+		}
 	}
 	return a.collect(ctx, s, c, results)
 }

@@ -87,19 +87,25 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 	return testStatus(results)
 }
 
-// testResults runs the farm file's tests of what was built, if it asks for them.
-func (a *app) testResults(ctx context.Context, s *session, results []*farm.Result) error {
+// farmTests makes the tests that the farm file asks for, nil if it asks for none,
+// and finds out whether they can run: before anything is built.
+func (a *app) farmTests(s *session) (*farm.Tests, error) {
 	if s.farm.Test == nil {
-		return nil
+		return nil, nil
 	}
 	tests, err := a.tester(s, testFlags{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
-		return classify(err)
+	for _, c := range s.plan.Cells {
+		if c.Excluded || len(c.Boot) == 0 {
+			continue
+		}
+		if err := boot.Supported(c.Kernel.Arch); err != nil {
+			return nil, infrastructure(fmt.Errorf("test: %w", err))
+		}
 	}
-	return nil
+	return tests, nil
 }
 
 // knownTests sets the results' tests from the store, if the farm file asks for them.
@@ -155,7 +161,7 @@ func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
 	untested := 0
 	for _, r := range results {
 		if r.Test == nil || r.Test.Verdict == "" {
-			if !r.Cell.Excluded {
+			if r.Outcome != farm.Excluded {
 				untested++
 			}
 			if r.Test == nil {
@@ -213,7 +219,7 @@ func testStatus(results []*farm.Result) error {
 	code := exitOK
 	for _, r := range results {
 		switch {
-		case r.Cell.Excluded, r.Outcome == farm.Excluded:
+		case r.Outcome == farm.Excluded:
 		case r.Test != nil && r.Test.Err != nil:
 			code = exitInfrastructure
 		case (r.Test == nil || r.Test.Wrong()) && code == exitOK:
