@@ -29,8 +29,8 @@ import (
 
 // The kinds of refs to what says where packages and results are from.
 const (
-	envelopeRef = "envelope" // a statement and a key → the signed envelope
-	sbomRef     = "sbom"     // a statement without byproducts → the SPDX document
+	statementRef = "statement" // all that a statement depends on, and the key → the statement or envelope
+	sbomRef      = "sbom"      // the same without the key → the SPDX document
 
 	// ReferrerRef is the kind of refs to manifests about a result: the digest of
 	// the result's manifest in hex, a hyphen and what it is → the manifest.
@@ -39,9 +39,9 @@ const (
 
 const (
 	maxSBOM = 64 << 20 // bytes
-	// sbomFormat numbers the form of SPDX documents: raise it when their bytes
-	// change.
-	sbomFormat = 1
+	// attestFormat numbers the form of statements and SPDX documents: raise it
+	// when their bytes change.
+	attestFormat = 1
 )
 
 // emptyType is that of the config of a manifest that has none, {} (OCI
@@ -217,33 +217,65 @@ func attestPackages(list []*apt.Package) []attest.Package {
 	return all
 }
 
-// make makes the statement and the SBOM, which the statement names, as blobs of
-// the store. fill adds the modules, for an SBOM that is not there yet.
+// make finds the statement and the SBOM, which the statement names, among the
+// blobs of the store, or makes them. fill adds the modules, for an SBOM that is
+// not there yet: before that, the digest of the file stands for what is in it.
 func (a *attestation) make(ctx context.Context, artifact *attest.Artifact, fill func() error) (statement, sbom v1.Descriptor, err error) {
-	plain, err := artifact.Statement(a.Builder)
+	artifact.Epoch = artifact.Epoch.UTC()
+	inputs, err := json.Marshal([]any{attestFormat, artifact, a.Builder})
 	if err != nil {
 		return statement, sbom, err
 	}
-	if sbom, err = a.sbom(artifact, plain, fill); err != nil {
+	if sbom, err = a.sbom(artifact, sha256hex(inputs), fill); err != nil {
 		return statement, sbom, err
 	}
-	full, err := artifact.Statement(a.Builder, attest.File{Name: artifact.Name() + attest.SBOMSuffix, SHA256: sbom.Digest.Hex})
+	signer := ""
+	if a.Key != nil {
+		if signer, err = attest.KeyID(a.Key.Public()); err != nil {
+			return statement, sbom, err
+		}
+	}
+	name := sha256hex(fmt.Appendf(nil, "%s\n%s\n%s", signer, sbom.Digest, inputs))
+	if d, ok := a.stored(ctx, name); ok {
+		return d, sbom, nil
+	}
+	data, err := artifact.Statement(a.Builder, attest.File{Name: artifact.Name() + attest.SBOMSuffix, SHA256: sbom.Digest.Hex})
 	if err != nil {
 		return statement, sbom, err
 	}
-	if a.Key == nil {
-		statement, err = a.c.Store.Put(append(full, '\n'), attest.StatementType)
+	kind := attest.StatementType
+	if a.Key != nil {
+		kind = attest.EnvelopeType
+		data, err = attest.Sign(ctx, a.Key, data)
+	} else {
+		data = append(data, '\n')
+	}
+	if err != nil {
 		return statement, sbom, err
 	}
-	statement, err = a.envelope(ctx, full)
-	return statement, sbom, err
+	if statement, err = a.c.Store.Put(data, types.MediaType(kind)); err != nil {
+		return statement, sbom, err
+	}
+	return statement, sbom, a.c.Store.SetRef(statementRef, name, statement)
 }
 
-// sbom finds an artifact's SBOM, or makes it. The statement says all that it
-// depends on: the digest of the file stands for the modules in it.
-func (a *attestation) sbom(artifact *attest.Artifact, statement []byte, fill func() error) (v1.Descriptor, error) {
-	name := sha256hex(fmt.Appendf(nil, "kofarm sbom %d\n%s", sbomFormat, statement))
-	if d, err := a.c.Store.Ref(sbomRef, name); err == nil && d.Size <= maxSBOM {
+// stored finds a statement of an earlier run, so that it is not signed again: a
+// token may sign differently each time.
+func (a *attestation) stored(ctx context.Context, name string) (v1.Descriptor, bool) {
+	d, err := a.c.Store.Ref(statementRef, name)
+	if err != nil {
+		return d, false
+	}
+	data, err := a.c.Store.Get(d.Digest, maxSBOM)
+	if err == nil && a.Key != nil {
+		_, err = attest.Open(ctx, data, a.Key.Public())
+	}
+	return d, err == nil
+}
+
+// sbom finds an artifact's SBOM by the hash of all that it depends on, or makes it.
+func (a *attestation) sbom(artifact *attest.Artifact, name string, fill func() error) (v1.Descriptor, error) {
+	if d, err := a.c.Store.Ref(sbomRef, name); err == nil {
 		if _, err := a.c.Store.Get(d.Digest, maxSBOM); err == nil {
 			return d, nil
 		}
@@ -260,33 +292,6 @@ func (a *attestation) sbom(artifact *attest.Artifact, statement []byte, fill fun
 		return d, err
 	}
 	return d, a.c.Store.SetRef(sbomRef, name, d)
-}
-
-// envelope signs a statement, unless it was signed with this key before: a token
-// may sign differently each time.
-func (a *attestation) envelope(ctx context.Context, statement []byte) (v1.Descriptor, error) {
-	id, err := attest.KeyID(a.Key.Public())
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	name := sha256hex(fmt.Appendf(nil, "kofarm envelope\n%s\n%s", id, statement))
-	if d, err := a.c.Store.Ref(envelopeRef, name); err == nil {
-		data, err := a.c.Store.Get(d.Digest, maxSBOM)
-		if err == nil {
-			if got, err := attest.Open(ctx, data, a.Key.Public()); err == nil && bytes.Equal(got, statement) {
-				return d, nil
-			}
-		}
-	}
-	data, err := attest.Sign(ctx, a.Key, statement)
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	d, err := a.c.Store.Put(data, attest.EnvelopeType)
-	if err != nil {
-		return d, err
-	}
-	return d, a.c.Store.SetRef(envelopeRef, name, d)
 }
 
 // known tells what SBOMs say about a result's modules, as they are packed.
