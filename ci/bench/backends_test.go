@@ -143,7 +143,7 @@ func dockerImage(b *testing.B, img v1.Image) string {
 		}
 		return string(out)
 	}
-	for _, id := range strings.Fields(docker("images", "--quiet", "--no-trunc", "--filter", "label=dev.kofarm.image")) {
+	for id := range strings.FieldsSeq(docker("images", "--quiet", "--no-trunc", "--filter", "label=dev.kofarm.image")) {
 		if strings.TrimSpace(docker("inspect", "--format", "{{join .RootFS.Layers \" \"}}", id)) == strings.Join(want, " ") {
 			return id
 		}
