@@ -18,7 +18,7 @@ import (
 )
 
 // patience only bounds a failing test.
-const patience = 2 * time.Minute
+const patience = 10 * time.Minute
 
 // daemon is a dockerd, with the containerd that it starts, or a containerd, of
 // a test's own. Its images outlive the test, all else is below run.
