@@ -529,7 +529,7 @@ func unsigned(s *session, dir string) (*farm.Collector, error) {
 		return nil, err
 	}
 	out := s.farm.Output
-	out.Sign, out.SignModules = nil, nil
+	out.Sign, out.SignModules, out.Attest = nil, nil, nil
 	if out.Deb != nil {
 		deb := *out.Deb
 		deb.Repository = nil
