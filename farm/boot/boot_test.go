@@ -219,6 +219,7 @@ unit 0
 need crc32c_intel 1 insmod: can't insert '/own/crc32c_intel.ko': No such device
 need snd 1 insmod: can't insert '/own/snd.ko': Invalid argument
 begin load a
+request crypto-ecb
 kernel [    1.000000] a: loading out-of-tree module taints kernel.
 kernel end 0 Live 0 0 -
 
@@ -258,6 +259,9 @@ func TestReport(t *testing.T) {
 	}
 	if want := []string{"snd: Invalid argument", "the kernel has no module soundcore"}; !slices.Equal(r.Notes, want) {
 		t.Errorf("notes %q, want %q", r.Notes, want)
+	}
+	if got := b.units[0].steps[0].requests; !slices.Equal(got, []string{"crypto-ecb"}) {
+		t.Errorf("requests %q", got)
 	}
 	m := r.Modules[0]
 	if m.Verdict != Loaded || m.Taint != "OE" || m.Kept != "Device or resource busy" || len(m.Messages) != 2 || m.Messages[1] != "end 0 Live 0 0 -" {

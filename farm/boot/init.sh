@@ -9,6 +9,7 @@
 #	unit N                       the steps of unit N follow
 #	need NAME STATUS TEXT        a module of the kernel's own
 #	begin KIND NAME
+#	request NAME                 a module or alias that the kernel has asked for since begin
 #	text LINE                    what the step's program has printed
 #	kernel LINE                  what the kernel has printed since begin
 #	end STATUS STATE TAINT-BEFORE TAINT-AFTER TAINT-OF-MODULE
@@ -22,6 +23,8 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
+
+echo /bin/modprobe >/proc/sys/kernel/modprobe # which notes what it is asked for
 
 # most is how many bytes of a step's messages are reported.
 most=65536
@@ -42,6 +45,7 @@ state() {
 
 begin() {
 	dmesg -c >/dev/null
+	rm -f /tmp/requests
 	read -r before </proc/sys/kernel/tainted
 	echo "begin $*" >"$port"
 }
@@ -52,6 +56,7 @@ finish() {
 	read -r after </proc/sys/kernel/tainted
 	messages=$(dmesg -c)
 	{
+		[ ! -s /tmp/requests ] || head -c "$most" /tmp/requests | sed 's/^/request /'
 		[ -z "$3" ] || echo "$3" | head -c "$most" | sed 's/^/text /'
 		[ -z "$messages" ] || echo "$messages" | head -c "$most" | sed 's/^/kernel /'
 		echo

@@ -15,7 +15,8 @@ type step struct {
 	before, after uint64 // how the kernel was tainted
 	flags         string // how the module taints it
 	text, kernel  []string
-	console       int // bytes of the console until then
+	requests      []string // modules and aliases that the kernel has asked for
+	console       int      // bytes of the console until then
 }
 
 // unitRun is what became of a unit in a boot.
@@ -73,6 +74,8 @@ func (u *unitRun) line(kind, rest string, console int) {
 	}
 	s := &u.steps[len(u.steps)-1]
 	switch kind {
+	case "request":
+		s.requests = append(s.requests, clean(rest))
 	case "text":
 		s.text = append(s.text, clean(rest))
 	case "kernel":

@@ -261,6 +261,9 @@ func (s *session) batch(ctx context.Context, units []*loading, settle func(i int
 			return err
 		}
 		for i, r := range reports {
+			if r, err = s.asked(ctx, rest[i], &run.units[i], r); err != nil {
+				return err
+			}
 			if err := settle(from+i, r, nil); err != nil {
 				return err
 			}
@@ -300,6 +303,49 @@ func (s *session) judgeBoot(ctx context.Context, units []*loading, run *bootRun,
 		}
 	}
 	return reports, nil
+}
+
+// maxAsked is how often a unit is booted again with what it has asked for.
+const maxAsked = 3
+
+// asked boots a unit again that was not loaded when the kernel asked for modules,
+// on its behalf, which no dependency tells of (request_module: a cipher's mode, a
+// protocol), as far as the kernel has them. Where they are loaded before, does it
+// load?
+func (s *session) asked(ctx context.Context, u *loading, run *unitRun, r *Report) (*Report, error) {
+	for range maxAsked {
+		if r.Verdict == Loaded || worse(r.Verdict, Rejected) {
+			return r, nil
+		}
+		more := s.requested(u, run)
+		if len(more) == 0 {
+			return r, nil
+		}
+		u.own = append(u.own, more...)
+		next, c, err := s.boot(ctx, []*loading{u})
+		if err != nil {
+			return nil, err
+		}
+		run = &next.units[0]
+		r = judge(u, run, c)
+		r.Notes = append(r.Notes, "the kernel asked for modules that were loaded before: "+strings.Join(more, ", "))
+	}
+	return r, nil
+}
+
+// requested lists the modules of the kernel's own that were asked for and not
+// there.
+func (s *session) requested(u *loading, run *unitRun) []string {
+	skip := map[string]bool{}
+	for _, name := range slices.Concat(u.own, u.names) {
+		skip[name] = true
+	}
+	var names []string
+	for _, step := range run.steps {
+		names = append(names, step.requests...)
+	}
+	more, _ := s.index.closure(names, skip)
+	return more
 }
 
 // alone boots a unit by itself.

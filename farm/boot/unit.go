@@ -35,6 +35,14 @@ type Module struct {
 //go:embed init.sh
 var initScript []byte
 
+// modprobe is what the kernel calls when it wants a module: its last argument is
+// the name. What it asks for is loaded in the next boot (see session.asked).
+var modprobe = []byte(`#!/bin/sh
+for name; do :; done
+echo "$name" >>/tmp/requests
+exit 1
+`)
+
 // verdictFormat numbers how verdicts are found. Those of another are found anew.
 const verdictFormat = 1
 
@@ -44,7 +52,7 @@ func (u *Unit) key(k Kernel, options string) string {
 	part := func(format string, args ...any) { fmt.Fprintf(h, format+"\n", args...) }
 	part("kofarm verdict %d", verdictFormat)
 	part("%s", k.digest())
-	part("%x", sha256.Sum256(initScript))
+	part("%x %q", sha256.Sum256(initScript), modprobe)
 	part("%q %q %q", commandLine, machines[k.Arch].command, options)
 	for _, m := range u.Modules {
 		part("%q %s %q", m.File, m.SHA256, m.Parameters)
@@ -131,6 +139,7 @@ func initramfs(w io.Writer, busybox []byte, port string, timeout time.Duration, 
 	}
 	c.file("init", 0o755, initScript)
 	c.file("bin/busybox", 0o755, busybox)
+	c.file("bin/modprobe", 0o755, modprobe)
 	for _, a := range applets {
 		c.link("bin/"+a, "busybox")
 	}
