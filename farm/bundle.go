@@ -146,6 +146,11 @@ func (b *bundle) addSources(ctx context.Context) error {
 	}
 	for _, m := range b.in.Farm.Modules {
 		src := m.Source
+		if m.Test != nil {
+			if err := local(m.Test.Script.Text); err != nil {
+				return err
+			}
+		}
 		if !src.Remote() {
 			if err := local(src.Dir + src.File()); err != nil {
 				return err
@@ -224,7 +229,7 @@ func (b *bundle) stored(d v1.Descriptor) blobSource {
 }
 
 // addPackages adds every package that the lock names, but for the kernels
-// themselves, which no build needs.
+// themselves where nothing boots them.
 func (b *bundle) addPackages(ctx context.Context) error {
 	pkgs := lockedPackages(b.in.Farm, b.in.Lock)
 	paths := make([]string, len(pkgs))
@@ -247,7 +252,8 @@ func (b *bundle) addPackages(ctx context.Context) error {
 	return nil
 }
 
-// lockedPackages lists what builds take from the archives, each file once, by
+// lockedPackages lists what builds, and boots if the farm file asks for them,
+// take from the archives, each file once, by
 // its sha256.
 func lockedPackages(f *matrix.Farm, l *lock.Lock) []*apt.Package {
 	p := newPins()
@@ -270,6 +276,9 @@ func lockedPackages(f *matrix.Farm, l *lock.Lock) []*apt.Package {
 		for _, k := range s.Kernels {
 			add(s.Distribution, k.Toolchain...)
 			add(s.Distribution, k.Headers...)
+			if f.Test != nil {
+				add(s.Distribution, k.Image...)
+			}
 			if f.Test != nil {
 				add(s.Distribution, k.Image...)
 			}

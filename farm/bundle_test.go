@@ -35,7 +35,8 @@ func bundled(t *testing.T) []byte {
 	if err := os.Symlink("../nowhere", filepath.Join(dir, "hello/link")); err != nil {
 		t.Fatal(err)
 	}
-	const text = "modules:\n  - source: {dir: hello}\nkernels:\n  - suite: bookworm\n"
+	const text = "modules:\n  - source: {dir: hello}\n    test: {script: check.sh}\nkernels:\n  - suite: bookworm\ntest: {}\n"
+	write("check.sh", "true\n", 0o644)
 	f, _, err := matrix.Parse("farm.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
@@ -54,16 +55,22 @@ func bundled(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	gcc := &lock.Package{Name: "gcc-12", Version: "12", Arch: "amd64", Size: d.Size, SHA256: d.Digest.Hex, Pocket: "bookworm", Date: "20260101T000000Z", Path: "pool/gcc-12.deb"}
+	d, err = s.Put([]byte("the kernel"), packageType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := *gcc
+	image.Name, image.Size, image.SHA256 = "linux-image", d.Size, d.Digest.Hex
 	l := &lock.Lock{Modules: []*lock.Module{{Source: "dir hello", SHA256: src.Digest}},
 		Suites: []*lock.Suite{{Distribution: "debian", Name: "bookworm", Arch: "x86_64", Asks: []string{"all"},
-			Kernels: []*lock.Kernel{{Release: release, Toolchain: []*lock.Package{gcc}}}}}}
+			Kernels: []*lock.Kernel{{Release: release, Toolchain: []*lock.Package{gcc}, Image: []*lock.Package{&image}}}}}}
 	var out bytes.Buffer
 	b := &Bundler{Store: s, Fetch: &fetch.Client{Dir: s.BlobDir(), Partial: s.PartialDir(), Offline: true}, Dir: dir}
 	sum, err := b.Write(t.Context(), &out, BundleInput{Farm: f, Name: "farm.yaml", Text: []byte(text), Lock: l, Plan: &Plan{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sum.Packages != 1 || sum.Sources != 1 {
+	if sum.Packages != 2 || sum.Sources != 2 {
 		t.Errorf("got %+v", sum)
 	}
 	return out.Bytes()
@@ -92,7 +99,7 @@ func TestUnbundle(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, err := b.Verify(t.Context())
-	if err != nil || !r.OK() || r.Blobs != 6 {
+	if err != nil || !r.OK() || r.Blobs != 8 {
 		t.Fatalf("got %+v, %v", r, err)
 	}
 	s, err := store.Open(t.TempDir())
@@ -111,7 +118,10 @@ func TestUnbundle(t *testing.T) {
 	if want := out.Lock.Modules[0].SHA256; src.Digest != want {
 		t.Errorf("the folder has digest %s, want %s", src.Digest, want)
 	}
-	p := out.Lock.Suites[0].Kernels[0].Toolchain[0]
+	if script, err := os.ReadFile(out.Farm.Modules[0].Test.Script.Text); err != nil || string(script) != "true\n" {
+		t.Errorf("the test's script: %q, %v", script, err)
+	}
+	p := out.Lock.Suites[0].Kernels[0].Image[0]
 	if _, err := os.Stat(filepath.Join(s.BlobDir(), p.SHA256)); err != nil {
 		t.Error(err)
 	}

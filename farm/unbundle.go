@@ -368,6 +368,11 @@ func (b *Bundle) Unbundle(ctx context.Context, s *store.Store, dir string) (*Unb
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("the bundle is not complete; `kofarm bundle verify` looks at all of it:\n%s", strings.Join(missing, "\n"))
 	}
+	for _, m := range f.Modules {
+		if m.Test != nil && out.Files[m.Test.Script.Text] != "" {
+			m.Test.Script.Text = out.Files[m.Test.Script.Text]
+		}
+	}
 	return out, nil
 }
 

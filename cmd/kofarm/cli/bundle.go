@@ -21,9 +21,9 @@ func (a *app) bundleCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bundle [farm.yaml] -o FILE",
 		Short: "Write one file with everything that the lock names, to build from without a network",
-		Long: `bundle writes the farm file, its lock, every package that the lock names (but for the
-kernels themselves, which no build needs) and every source into one file: an OCI
-image layout in a tar. kofarm build --bundle FILE builds from it, without network, the
+		Long: `bundle writes the farm file, its lock, every package that the lock names (kernels
+themselves only where the farm file has tests that boot them) and every source into
+one file: an OCI image layout in a tar. kofarm build --bundle FILE builds from it, without network, the
 same bytes. The same inputs make the same bundle. Signing keys stay out of it.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
