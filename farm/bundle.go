@@ -279,9 +279,6 @@ func lockedPackages(f *matrix.Farm, l *lock.Lock) []*apt.Package {
 			if f.Test != nil {
 				add(s.Distribution, k.Image...)
 			}
-			if f.Test != nil {
-				add(s.Distribution, k.Image...)
-			}
 			for _, e := range k.Extras {
 				add(s.Distribution, e.Packages...)
 			}
