@@ -1,3 +1,5 @@
+//go:build soak
+
 package boot_test
 
 import (
@@ -14,17 +16,13 @@ import (
 	"github.com/kofarm/kofarm/farm/boot"
 )
 
-// boots is KOFARM_SOAK_BOOTS: how many boots `make soak` asks for. Without it the
-// tests here are skipped: each needs minutes.
+// boots is KOFARM_SOAK_BOOTS: how many boots `make soak` asks for.
 func boots(t *testing.T) int {
 	t.Helper()
 	v := os.Getenv("KOFARM_SOAK_BOOTS")
-	if v == "" {
-		t.Skip("KOFARM_SOAK_BOOTS is not set: `make soak` sets it")
-	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < 1 {
-		t.Fatalf("KOFARM_SOAK_BOOTS=%q is no number of boots", v)
+		t.Fatalf("KOFARM_SOAK_BOOTS=%q is no number of boots: `make soak` sets it", v)
 	}
 	return n
 }

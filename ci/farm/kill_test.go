@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,41 +103,6 @@ func TestKill(t *testing.T) {
 				again(t, dir, store, want)
 			})
 		}
-	}
-}
-
-// TestSoakKill ends KOFARM_SOAK_KILLS runs at random moments. The seed is
-// logged, and KOFARM_SOAK_SEED repeats it.
-func TestSoakKill(t *testing.T) {
-	n, _ := strconv.Atoi(os.Getenv("KOFARM_SOAK_KILLS"))
-	if n == 0 {
-		t.Skip("a long test: KOFARM_SOAK_KILLS says how many runs to kill")
-	}
-	seed, err := strconv.ParseUint(os.Getenv("KOFARM_SOAK_SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("KOFARM_SOAK_SEED=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	store, want := reference(t)
-	adopt(t)
-	all := moments()
-	for i := range n {
-		m := all[random.IntN(len(all))]
-		after := time.Duration(random.Int64N(int64(10 * time.Second)))
-		sig := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM}[random.IntN(3)]
-		t.Run(fmt.Sprintf("%d/%s/%s/%s", i, m.name, after, sig), func(t *testing.T) {
-			dir := folder(t)
-			lose(t, store, m.gone)
-			r := start(t, dir, store)
-			for begun := time.Now(); time.Since(begun) < after && r.alive(); {
-				time.Sleep(time.Millisecond)
-			}
-			if r.alive() {
-				r.end(t, sig)
-			}
-			again(t, dir, store, want)
-		})
 	}
 }
 

@@ -25,21 +25,33 @@ import (
 // saveResult stores a result with blobs of the texts.
 func saveResult(t testing.TB, s *Store, name string, texts ...string) {
 	t.Helper()
-	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: put(t, s, "config of "+name)}
+	if err := makeResult(s, name, texts...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func makeResult(s *Store, name string, texts ...string) error {
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
+	var err error
+	if m.Config, err = s.Put([]byte("config of "+name), text); err != nil {
+		return err
+	}
 	for _, data := range texts {
-		m.Layers = append(m.Layers, put(t, s, data))
+		d, err := s.Put([]byte(data), text)
+		if err != nil {
+			return err
+		}
+		m.Layers = append(m.Layers, d)
 	}
 	data, err := json.Marshal(m)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	d, err := s.Put(data, types.OCIManifestSchema1)
-	if err == nil {
-		err = s.SetRef("result", name, d)
-	}
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
+	return s.SetRef("result", name, d)
 }
 
 // age makes files of the store last used so long ago.
@@ -295,62 +307,71 @@ func TestCollectLeavesLocked(t *testing.T) {
 	}
 }
 
-// TestCollectWorker is what TestCollectHard's processes run: they make results, find them
-// again and read them, for as long as their input is open.
-func TestCollectWorker(t *testing.T) {
-	dir := os.Getenv("KOFARM_TEST_COLLECT")
-	if dir == "" {
-		t.Skip("only a part of TestCollectHard")
+// TestMain runs the tests, or what a process of TestCollectHard runs.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("KOFARM_TEST_COLLECT"); dir != "" {
+		if err := useStore(dir, os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
+	os.Exit(m.Run())
+}
+
+// useStore makes results, finds them again and reads them, for as long as its
+// input is open.
+func useStore(dir string, input io.Reader) error {
 	done := make(chan struct{})
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // it ends when the test closes it
+		_, _ = io.Copy(io.Discard, input) // it ends when the test closes it
 		close(done)
 	}()
 	for {
 		select {
 		case <-done:
-			return
+			return nil
 		default:
 		}
 		s, err := Open(dir)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		for range 5 {
-			useOrMake(t, s, fmt.Sprint("r", rand.IntN(40)))
+			err = errors.Join(err, useOrMake(s, fmt.Sprint("r", rand.IntN(40))))
 		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
+		if err := errors.Join(err, s.Close()); err != nil {
+			return err
 		}
 	}
 }
 
 // useOrMake looks a result up, as a build does, and makes it where it is not
 // there. Then all of it must be there.
-func useOrMake(t testing.TB, s *Store, name string) {
-	t.Helper()
+func useOrMake(s *Store, name string) error {
 	d, err := s.Ref("result", name)
 	if errors.Is(err, ErrNotFound) {
-		saveResult(t, s, name, "of all", "of "+name)
-		d, err = s.Ref("result", name)
+		if err = makeResult(s, name, "of all", "of "+name); err == nil {
+			d, err = s.Ref("result", name)
+		}
 	}
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	data, err := s.Get(d.Digest, maxRefManifest)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	var m v1.Manifest
 	if err := json.Unmarshal(data, &m); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	for _, b := range append([]v1.Descriptor{m.Config}, m.Layers...) {
 		if _, err := s.Get(b.Digest, b.Size); err != nil {
-			t.Fatalf("%s: %v", name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
+	return nil
 }
 
 // TestCollectHard collects everything again and again while other processes use
@@ -360,7 +381,7 @@ func TestCollectHard(t *testing.T) {
 	var workers sync.WaitGroup
 	var inputs []io.Closer
 	for range 3 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestCollectWorker$")
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), "KOFARM_TEST_COLLECT="+s.Dir())
 		in, err := cmd.StdinPipe()
 		if err != nil {
