@@ -220,7 +220,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	if err := drained(copied); err != nil {
 		return worker.Result{}, err
 	}
-	result, err := r.result(steady, name, live.Err() == nil)
+	result, err := r.result(steady, name, live.Err() == nil, task.Limits.Memory > 0 && most >= task.Limits.Memory-batch)
 	result.DiskFull, result.MemoryPeak = full, most
 	return watch.Outcome(ctx, result, err)
 }
@@ -276,22 +276,23 @@ func drained(copied <-chan error) error {
 	}
 }
 
-// result asks the daemon how the container has ended; itself tells that nothing
-// here has ended it.
-func (r *Runner) result(ctx context.Context, name string, itself bool) (worker.Result, error) {
+// result asks the daemon how the container has ended. That nothing here has ended
+// it is itself, that its memory was used up is full.
+func (r *Runner) result(ctx context.Context, name string, itself, full bool) (worker.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	info, err := r.client.ContainerInspect(ctx, name)
-	if err == nil && itself && info.State.ExitCode == killedCode {
+	killed := err == nil && itself && info.State.ExitCode == killedCode
+	if killed && !full {
 		info, err = r.awaitOOM(ctx, info)
 	}
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("asking how the container has ended: %w", err)
 	}
 	s := info.State
-	result := worker.Result{Ending: worker.Exited, ExitCode: s.ExitCode, Duration: between(s.StartedAt, s.FinishedAt),
-		MemoryFull: s.OOMKilled}
-	if s.OOMKilled && s.ExitCode != 0 {
+	oom := s.OOMKilled || killed && full // a busy daemon may never hear of it
+	result := worker.Result{Ending: worker.Exited, ExitCode: s.ExitCode, Duration: between(s.StartedAt, s.FinishedAt), MemoryFull: oom}
+	if oom && s.ExitCode != 0 {
 		result.Ending = worker.OutOfMemory
 	}
 	if s.Error != "" {
@@ -304,6 +305,9 @@ const (
 	// killedCode is the exit status of a container whose first process was
 	// killed: by the kernel, as nothing in it can do that.
 	killedCode = 128 + 9
+	// batch is how much less than its limit a container's memory may be when the
+	// kernel refuses it more, in bytes: it counts 64 pages at a time.
+	batch = 64 * 4096
 	// oomTime is how long the daemon may take to hear why.
 	oomTime = 3 * time.Second
 )

@@ -39,11 +39,11 @@ func readPeak(ctx context.Context, id string) (most int64) {
 	tick := time.NewTicker(peakTick)
 	defer tick.Stop()
 	for {
+		most = max(most, peakNow(id))
 		select {
 		case <-ctx.Done():
 			return most
 		case <-tick.C:
-			most = max(most, peakNow(id))
 		}
 	}
 }
