@@ -13,6 +13,7 @@ import (
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/images/debian"
 	"github.com/kofarm/kofarm/matrix"
+	"github.com/kofarm/kofarm/matrix/kernel"
 	"github.com/kofarm/kofarm/matrix/lock"
 )
 
@@ -34,6 +35,9 @@ func (p *Preparer) Pin(ctx context.Context, f *matrix.Farm) (_ *Pinned, err erro
 	kept.Locked = false
 	s := &pinner{prepared: kept.begin(f), known: map[*apt.Package]*lock.Package{}}
 	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.checkArchs(); err != nil {
+		return nil, err
+	}
 	if err := s.openSuites(ctx, s.needed()); err != nil {
 		return nil, err
 	}
@@ -344,26 +348,28 @@ func (s *pinner) pinImage(ctx context.Context, k *matrix.Kernel, out *lock.Kerne
 // unify makes one of packages that both the lock and the archive have brought,
 // the archive's, which is there now.
 func (s *pinner) unify(of *lock.Suite) {
-	fresh := map[string]*lock.Package{}
-	suite := s.suites[suiteKey{of.Distribution, of.Name, of.Arch}]
-	if suite == nil {
-		return
-	}
-	for _, p := range of.Packages() {
-		found, err := suite.Lookup(p.Name)
-		if err != nil {
-			continue // then it stays as it is
+	fresh := map[string]*lock.Package{} // by sha256
+	for _, arch := range []string{of.Arch, kernel.Machine()} {
+		suite := s.suites[suiteKey{of.Distribution, of.Name, arch}]
+		if suite == nil {
+			continue
 		}
-		for _, now := range found {
-			if made := convert(now, suite.Dates()); made.Same(p) {
-				fresh[p.Name+"="+p.Version] = made
+		for _, p := range of.Packages() {
+			found, err := suite.Lookup(p.Name)
+			if err != nil {
+				continue // then it stays as it is
+			}
+			for _, now := range found {
+				if made := convert(now, suite.Dates()); made.Same(p) {
+					fresh[p.SHA256] = made
+				}
 			}
 		}
 	}
 	swap := func(list []*lock.Package) []*lock.Package {
 		out := make([]*lock.Package, len(list))
 		for i, p := range list {
-			if out[i] = fresh[p.Name+"="+p.Version]; out[i] == nil || !out[i].Same(p) {
+			if out[i] = fresh[p.SHA256]; out[i] == nil || !out[i].Same(p) {
 				out[i] = p
 			}
 		}

@@ -89,6 +89,9 @@ type closure struct {
 func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err error) {
 	s := p.begin(f)
 	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.checkArchs(); err != nil {
+		return nil, err
+	}
 	if err := s.compare(); err != nil {
 		return nil, err
 	}
@@ -118,6 +121,20 @@ func (p *Preparer) Prepare(ctx context.Context, f *matrix.Farm) (plan *Plan, err
 	return &Plan{Farm: f, Cells: cells, Warnings: warnings, Drift: s.pins.sorted()}, nil
 }
 
+// checkArchs refuses architectures that this machine does not build for.
+func (s *prepared) checkArchs() error {
+	machine := kernel.Machine()
+	able := kernel.Buildable(machine)
+	var errs []error
+	for _, a := range s.farm.Archs() {
+		if !slices.Contains(able, a.Text) {
+			errs = append(errs, s.mistake(a.Pos, a.Text, fmt.Sprintf("building for %s is not supported on a machine of %s", a.Text, machine),
+				"arch: "+strings.Join(able, " or ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // begin is the state before anything is read.
 func (p *Preparer) begin(f *matrix.Farm) *prepared {
 	return &prepared{Preparer: p, farm: f, pins: newPins(), suites: map[suiteKey]*debian.Suite{},
@@ -133,13 +150,18 @@ func (s *prepared) close() error {
 	return err
 }
 
-// openSuites opens suites, several at a time.
+// openSuites opens suites, several at a time, also for this machine, whose
+// packages are what builds for any.
 func (s *prepared) openSuites(ctx context.Context, indexes []matrix.Index) error {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, ix := range indexes {
-		for _, arch := range ix.Archs {
+		archs := ix.Archs
+		if machine := kernel.Machine(); len(archs) > 0 && !slices.Contains(archs, machine) {
+			archs = append(slices.Clone(archs), machine)
+		}
+		for _, arch := range archs {
 			g.Go(func() error {
 				key := suiteKey{ix.Distribution, ix.Suite, arch}
 				suite, err := s.openSuite(ctx, key)
@@ -168,7 +190,7 @@ func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, 
 	if err != nil {
 		return nil, fmt.Errorf("opening suite %s: %w", key.suite, err)
 	}
-	suite.Prefer(s.Lock.Suite(key.distribution, key.suite, key.arch).Versions())
+	suite.Prefer(s.Lock.Versions(key.distribution, key.suite, debArch))
 	return suite, nil
 }
 
@@ -201,11 +223,7 @@ func (s *prepared) path(p string) string {
 func (s *prepared) anySuite(ctx context.Context, distribution, suite string) (*debian.Suite, error) {
 	for _, ix := range s.farm.Indexes() {
 		if ix.Distribution == distribution && ix.Suite == suite && len(ix.Archs) > 0 {
-			arch := ix.Archs[0]
-			if slices.Contains(ix.Archs, "x86_64") {
-				arch = "x86_64"
-			}
-			return s.suite(ctx, suiteKey{distribution, suite, arch})
+			return s.suite(ctx, suiteKey{distribution, suite, kernel.Machine()})
 		}
 	}
 	return nil, fmt.Errorf("suite %q of %s is not open", suite, distribution)
@@ -433,9 +451,6 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 // inputs fills in what the cell is built from, and gives its packages' digest.
 func (s *prepared) inputs(ctx context.Context, c *Cell) (packages string, err error) {
 	c.Inputs.Source, c.Inputs.Program = s.sources[c.Module], s.Program
-	if c.Kernel.Arch != "x86_64" {
-		return "", s.mistake(c.Module.Pos, c.Kernel.Arch, fmt.Sprintf("%s: building for %s is not supported", c.Name(), c.Kernel.Arch), "arch: x86_64")
-	}
 	build, err := debian.BuildPackages(c.Inputs.Source.Depends)
 	if err != nil {
 		return "", fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
@@ -483,35 +498,56 @@ func (s *prepared) resolve(ctx context.Context, k *matrix.Kernel, known *kernelI
 	if s.Locked {
 		return &debian.Closure{}, nil
 	}
-	suite, err := s.suite(ctx, suiteKey{k.Distribution, k.Suite, k.Arch})
+	suite, err := s.suite(ctx, suiteKey{k.Distribution, k.Suite, kernel.Machine()})
 	if err != nil {
 		return nil, err
 	}
 	if known.base == nil {
-		if custom := k.Custom; custom != nil {
-			known.base, err = suite.Base(nil, custom.Toolchain.Packages)
-		} else {
-			known.base, err = archiveBase(suite, k)
-		}
-		if err != nil {
+		if known.base, err = s.base(ctx, suite, k); err != nil {
 			return nil, err
 		}
 	}
 	return suite.Extend(known.base, build)
 }
 
-// archiveBase resolves a kernel's headers in the version that the catalogue
-// has; where a lock's is no longer in the archive, in the newest one.
-func archiveBase(suite *debian.Suite, k *matrix.Kernel) (*debian.Closure, error) {
-	version := k.Version
+// base resolves what a kernel's cells share, whose toolchain is of the suite.
+func (s *prepared) base(ctx context.Context, suite *debian.Suite, k *matrix.Kernel) (*debian.Closure, error) {
+	kernels := suite
+	if k.Arch != kernel.Machine() {
+		var err error
+		if kernels, err = s.suite(ctx, suiteKey{k.Distribution, k.Suite, k.Arch}); err != nil {
+			return nil, err
+		}
+	}
+	var packages []string
+	var headers *debian.Kernel
+	if k.Custom != nil {
+		packages = k.Custom.Toolchain.Packages
+	} else {
+		version, err := headersVersion(kernels, k)
+		if err != nil {
+			return nil, err
+		}
+		headers = &debian.Kernel{Release: k.Release, Package: k.Package, Version: version}
+	}
+	if kernels == suite {
+		return suite.Base(headers, packages)
+	}
+	triplet, _ := kernel.CrossTriplet(k.Arch) // checkArchs has asked
+	return suite.CrossBase(debian.Cross{Kernels: kernels, Triplet: triplet}, headers, packages)
+}
+
+// headersVersion is the version of a kernel's headers that the catalogue has;
+// where a lock's is no longer in the archive, the newest one.
+func headersVersion(suite *debian.Suite, k *matrix.Kernel) (string, error) {
 	found, err := suite.Lookup(k.Package)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if len(found) > 0 && !slices.ContainsFunc(found, func(p *apt.Package) bool { return p.Version == version }) {
-		version = found[0].Version
+	if len(found) > 0 && !slices.ContainsFunc(found, func(p *apt.Package) bool { return p.Version == k.Version }) {
+		return found[0].Version, nil
 	}
-	return suite.Base(&debian.Kernel{Release: k.Release, Package: k.Package, Version: version}, nil)
+	return k.Version, nil
 }
 
 // customHeaders reads the headers of a kernel of one's own, once.

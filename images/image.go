@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -64,8 +65,9 @@ func (a *Assembler) Image(ctx context.Context, in Inputs) (v1.Image, error) {
 	return mutate.ConfigFile(img, config(img, in.Program))
 }
 
+// config is the image's, for the machine that runs the build, whatever it builds for.
 func config(img v1.Image, p Program) *v1.ConfigFile {
-	c := &v1.ConfigFile{Architecture: "amd64", OS: "linux", Config: v1.Config{Entrypoint: []string{"/bin/bash", p.Path}}}
+	c := &v1.ConfigFile{Architecture: runtime.GOARCH, OS: "linux", Config: v1.Config{Entrypoint: []string{"/bin/bash", p.Path}}}
 	if old, err := img.ConfigFile(); err == nil {
 		c.RootFS = old.RootFS
 	}

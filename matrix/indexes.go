@@ -38,6 +38,25 @@ func (f *Farm) Indexes() []Index {
 	return list
 }
 
+// Archs returns every mention of an architecture to build for, by its canonical name, with where it stands.
+func (f *Farm) Archs() []Word {
+	var list []Word
+	for _, entry := range f.Kernels {
+		if entry.Set != nil {
+			list = append(list, entry.Set.Arch...)
+		}
+		if k := entry.Custom; k != nil {
+			list = append(list, Word{k.Arch, k.Pos})
+		}
+	}
+	for _, r := range f.Include {
+		if len(r.Release) > 0 {
+			list = append(list, names(r.Arch)...)
+		}
+	}
+	return list
+}
+
 // union appends to list what is new in more.
 func union(list, more []string) []string {
 	for _, s := range more {

@@ -20,6 +20,7 @@
 #   a .ko that strip refuses           DKMS goes on
 #   the compiler                       where a kernel's own Makefiles do not choose the one that its configuration
 #                                      names (Debian's do, in .kernelvariables), DKMS takes whatever gcc is
+#   another architecture               DKMS builds for the machine that it runs on
 exec 3>&1 1>&2
 
 module=$1 module_version=$2 kernelver=$3 arch=$4 jobs=$5 install=$6
@@ -214,28 +215,59 @@ check_source() {
 	((${#entries[@]} >= 2)) || fail copy 8 "$source_dir holds nothing but dkms.conf"
 }
 
+# choose_machine sets ARCH and CROSS_COMPILE, as the kernel's Makefiles take them
+# from the environment, where the kernel is not of this machine's architecture.
+choose_machine() {
+	local machine fixdep
+	machine=$(uname -m)
+	[[ $arch != "$machine" ]] || return 0
+	case $arch in
+	aarch64) export ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- ;;
+	*) return 0 ;;
+	esac
+	fixdep=$kernel_source_dir/scripts/basic/fixdep
+	[[ -e $fixdep ]] || return 0
+	"$fixdep" > /dev/null 2>&1 # without arguments it ends with status 1
+	(($? == 1)) || fail headers 21 "the headers' own programs, such as scripts/basic/fixdep, do not run on $machine: \
+to build for $arch here, give headers whose scripts/ were built on $machine"
+}
+
+# named_compiler prints the compiler that CONFIG_CC_VERSION_TEXT, which is $1,
+# names. For another architecture it is this machine's cross compiler, whatever
+# the kernel's was called; with the number where only that is there.
+named_compiler() {
+	local name=${1%% *}
+	if [[ ${CROSS_COMPILE:-} && $name = *gcc* ]]; then
+		name=${CROSS_COMPILE}gcc${name##*gcc}
+		command -v "$name" > /dev/null || [[ $name != *gcc || ! $1 =~ $major ]] || name+=-${BASH_REMATCH[1]}
+	fi
+	printf '%s' "$name"
+}
+
 # choose_compiler sets CC as the kernel's configuration names it, and refuses a
 # compiler of another major version than the kernel was built with.
 choose_compiler() {
-	local text text_major major
+	local text text_major name default major='[)n] ([0-9]+)\.' # gcc-12 (Debian 12.2.0-14) 12.2.0; clang version 19.1.7
 	unset CC CXX CFLAGS CXXFLAGS LDFLAGS
 	[[ -e $kernel_source_dir/include ]] || fail headers 21 "no kernel headers at $kernel_source_dir"
+	choose_machine
 	[[ -e $kernel_config ]] || return 0
 	text=$(sed -n 's/^CONFIG_CC_VERSION_TEXT="*\([^"]*\)"*$/\1/p' "$kernel_config")
 	[[ $text ]] || return 0
-	if command -v "${text%% *}" > /dev/null; then
-		export CC=${text%% *} KERNEL_CC=${text%% *}
+	name=$(named_compiler "$text")
+	if command -v "$name" > /dev/null; then
+		export CC=$name KERNEL_CC=$name
 	fi
 	if grep -q '^CONFIG_LD_IS_LLD=y' "$kernel_config" && command -v ld.lld > /dev/null; then
 		export LD=ld.lld KERNEL_LD=ld.lld
 	fi
-	if [[ ! -e $kernel_source_dir/.kernelvariables && ${CC:-gcc} != gcc && ${CC:-} != clang ]]; then
+	default=${CROSS_COMPILE:-}gcc
+	if [[ ! -e $kernel_source_dir/.kernelvariables && ${CC:-$default} != "$default" && ${CC:-} != clang ]]; then
 		export MAKEFLAGS="-- CC=$CC"
 	fi
-	compiler=$("${CC:-gcc}" --version 2> /dev/null | head -n 1)
+	compiler=$("${CC:-$default}" --version 2> /dev/null | head -n 1)
 	[[ $compiler ]] || fail toolchain 10 "the kernel was built by \"$text\"; the image has no such compiler"
 	[[ $compiler = "$text" ]] || echo "kofarm: the kernel was built by \"$text\", the module is by \"$compiler\""
-	major='[)n] ([0-9]+)\.' # gcc-12 (Debian 12.2.0-14) 12.2.0; clang version 19.1.7
 	[[ $text =~ $major ]] && text_major=${BASH_REMATCH[1]} || return 0
 	[[ $compiler =~ $major && ${BASH_REMATCH[1]} != "$text_major" ]] &&
 		fail toolchain 10 "the kernel was built by \"$text\", the image has \"$compiler\""
@@ -295,7 +327,7 @@ collect() {
 	for i in "${kept[@]}"; do
 		ko=$build_dir/${built_location[i]}${built_name[i]}.ko
 		if [[ ${strip[i]} != no ]]; then
-			if [[ ${CC:-} = clang ]]; then llvm-strip -g "$ko"; else strip -g "$ko"; fi ||
+			if [[ ${CC:-} = clang ]]; then llvm-strip -g "$ko"; else "${CROSS_COMPILE:-}strip" -g "$ko"; fi ||
 				fail strip 7 "${built_name[i]}.ko cannot be stripped"
 		fi
 		cp "$ko" "$base_dir/module/${dest_name[i]}.ko" || fail modules 7 "${built_name[i]}.ko cannot be copied"

@@ -100,6 +100,20 @@ func (u *Universe) lookup(name string) ([]*Package, error) {
 	return all, nil
 }
 
+// Find returns the best version of the package that a relation names which the relation accepts, nil where
+// there is none. It does not look at the relation's qualifier, nor at what provides the name.
+func (u *Universe) Find(r Relation) (*Package, error) {
+	all, err := u.Lookup(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(all, func(p *Package) bool { return r.accepts(p.Version) })
+	if i < 0 {
+		return nil, nil
+	}
+	return all[i], nil
+}
+
 func btoi(b bool) int {
 	if b {
 		return 1

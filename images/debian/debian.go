@@ -213,6 +213,7 @@ func (s *Suite) Extend(base *Closure, build []string) (*Closure, error) {
 		return &c, nil
 	}
 	all := slices.Concat(base.Toolchain, base.Headers)
+	all = slices.DeleteFunc(all, func(p *apt.Package) bool { return p.Arch != "all" && p.Arch != s.Arch() }) // a cross build's
 	slices.SortFunc(all, func(a, b *apt.Package) int { return strings.Compare(a.Name, b.Name) })
 	var err error
 	c.Extra, err = apt.Resolve(s.Universe, apt.Request{Roots: build, Base: all, Omit: omitted.MatchString})

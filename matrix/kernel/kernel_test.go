@@ -164,6 +164,23 @@ func TestArch(t *testing.T) {
 			t.Errorf("DebianArch(%q) = %q, %v, want %q, %v", tt.name, debian, ok, tt.debian, tt.ok)
 		}
 	}
+	if rpm, ok := RPMArch("armhf"); rpm != "armv7hl" || !ok {
+		t.Errorf("RPMArch(armhf) = %q, %v, want armv7hl", rpm, ok)
+	}
+	if triplet, ok := CrossTriplet("arm64"); triplet != "aarch64-linux-gnu" || !ok {
+		t.Errorf("CrossTriplet(arm64) = %q, %v, want aarch64-linux-gnu", triplet, ok)
+	}
+	if triplet, ok := CrossTriplet("s390x"); ok {
+		t.Errorf("CrossTriplet(s390x) = %q, want none", triplet)
+	}
+	for machine, want := range map[string][]string{"x86_64": {"x86_64", "aarch64"}, "aarch64": {"aarch64"}} {
+		if got := Buildable(machine); !slices.Equal(got, want) {
+			t.Errorf("Buildable(%s) = %q, want %q", machine, got, want)
+		}
+	}
+	if m, ok := CanonicalArch(Machine()); m != Machine() || !ok {
+		t.Errorf("Machine() = %q, which is no canonical name", Machine())
+	}
 	if names := ArchNames(); names[0] != "x86_64" || !slices.Contains(names, "amd64") {
 		t.Errorf("ArchNames() = %q, want x86_64 first and amd64 among them", names)
 	}

@@ -192,16 +192,22 @@ func (s *Suite) Packages() []*Package {
 	return slices.CompactFunc(list, (*Package).Same)
 }
 
-// Versions gives, by the names of packages, the versions that are to be kept
-// where the archive still has them.
-func (s *Suite) Versions() map[string][]string {
-	if s == nil {
-		return nil
-	}
+// Versions gives, by the names of packages of an architecture (Debian's name) or of all, the versions that are
+// to be kept where the suite still has them: also those that kernels of other architectures are built with. A
+// nil lock has none.
+func (l *Lock) Versions(distribution, suite, arch string) map[string][]string {
 	versions := map[string][]string{}
-	for _, p := range s.Packages() {
-		if !matchesAny(s.moved, p.Name) {
-			versions[p.Name] = append(versions[p.Name], p.Version)
+	if l == nil {
+		return versions
+	}
+	for _, s := range l.Suites {
+		if s.Distribution != distribution || s.Name != suite {
+			continue
+		}
+		for _, p := range s.Packages() {
+			if (p.Arch == arch || p.Arch == "all") && !matchesAny(s.moved, p.Name) {
+				versions[p.Name] = append(versions[p.Name], p.Version)
+			}
 		}
 	}
 	return versions

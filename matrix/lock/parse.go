@@ -264,8 +264,8 @@ func (r *reader) pkg(n *yaml.Node, pockets map[string]string) *Package {
 // suiteReader reads one suite.
 type suiteReader struct {
 	*reader
-	packages   map[string]*Package   // by name=version, and by the name where there is one version
-	ambiguous  map[string]bool       // names of several versions
+	packages   map[string]*Package   // by each of their names
+	ambiguous  map[string]bool       // names of several packages
 	toolchains map[string][]*Package // by name
 	extras     map[string]Extra
 }
@@ -321,16 +321,15 @@ func (r *reader) pockets(n *yaml.Node) map[string]string {
 }
 
 func (r *suiteReader) readPackages(n *yaml.Node, pockets map[string]string) {
-	count := map[string]int{}
 	r.list(n, "packages", func(n *yaml.Node) {
 		p := r.pkg(n, pockets)
-		key := p.Name + "=" + p.Version
-		if r.packages[key] != nil {
-			r.fail(n, "package %s is there twice", clip(key))
+		called := p.called()
+		if r.packages[called[2]] != nil {
+			r.fail(n, "package %s is there twice", clip(called[2]))
 		}
-		r.packages[key], r.packages[p.Name] = p, p
-		if count[p.Name]++; count[p.Name] > 1 {
-			r.ambiguous[p.Name] = true
+		for _, name := range called {
+			r.ambiguous[name] = r.packages[name] != nil
+			r.packages[name] = p
 		}
 	})
 }
@@ -346,7 +345,7 @@ func (r *suiteReader) refs(n *yaml.Node) []*Package {
 		case p == nil:
 			r.fail(n, "package %q is not in the suite's packages", clip(name))
 		case r.ambiguous[name]:
-			r.fail(n, "package %q has several versions: say which, as NAME=VERSION", clip(name))
+			r.fail(n, "there are several packages %q: say which, as NAME=VERSION or NAME:ARCH=VERSION", clip(name))
 		}
 		pkgs = append(pkgs, p)
 	})

@@ -132,16 +132,17 @@ func (w *writer) sets(key string, sets *sets, n *names) {
 // names knows how a suite's packages and lists of packages are called.
 type names struct {
 	packages   []*Package
-	versions   map[string]int // of a name
+	count      map[string]int // of packages that are called so, by name and by name=version
 	pockets    map[string]string
 	toolchains *sets
 	extras     *sets
 }
 
 func newNames(s *Suite) *names {
-	n := &names{packages: s.Packages(), versions: map[string]int{}, pockets: map[string]string{}, toolchains: newSets(), extras: newSets()}
+	n := &names{packages: s.Packages(), count: map[string]int{}, pockets: map[string]string{}, toolchains: newSets(), extras: newSets()}
 	for _, p := range n.packages {
-		n.versions[p.Name]++
+		n.count[p.Name]++
+		n.count[p.called()[1]]++
 		n.pockets[p.Pocket] = max(n.pockets[p.Pocket], p.Date)
 	}
 	for _, k := range s.Kernels {
@@ -155,16 +156,27 @@ func newNames(s *Suite) *names {
 	return n
 }
 
-// of names packages: by the name, with the version where there are several.
+// of names packages: by the name, with the version where there are several, and
+// with the architecture where one version is there for several.
 func (n *names) of(pkgs []*Package) []string {
 	list := make([]string, len(pkgs))
 	for i, p := range pkgs {
-		list[i] = p.Name
-		if n.versions[p.Name] > 1 {
-			list[i] += "=" + p.Version
+		called := p.called()
+		switch {
+		case n.count[p.Name] == 1:
+			list[i] = called[0]
+		case n.count[called[1]] == 1:
+			list[i] = called[1]
+		default:
+			list[i] = called[2]
 		}
 	}
 	return list
+}
+
+// called are a package's names in a lock, from short to exact.
+func (p *Package) called() [3]string {
+	return [3]string{p.Name, p.Name + "=" + p.Version, p.Name + ":" + p.Arch + "=" + p.Version}
 }
 
 var gcc = regexp.MustCompile(`^gcc-[0-9]+$`)
