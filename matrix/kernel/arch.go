@@ -13,7 +13,6 @@ type arch struct{ uname, debian, rpm, cross string }
 var archs = []arch{
 	{"x86_64", "amd64", "x86_64", ""},
 	{"aarch64", "arm64", "aarch64", "aarch64-linux-gnu"},
-	{"armv6l", "armel", "armv6hl", ""},
 	{"armv7l", "armhf", "armv7hl", ""},
 	{"i686", "i386", "i686", ""},
 	{"loongarch64", "loong64", "loongarch64", ""},
