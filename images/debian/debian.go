@@ -232,10 +232,14 @@ const Busybox = "busybox-static"
 
 // Image finds the packages that a boot of the kernel needs, sorted by name:
 // those that hold the kernel itself and its modules, of the headers' version,
-// else the newest, and [Busybox]. There are none where the archive has only
-// headers.
+// else the newest, and [Busybox]. Where the archive does not have the kernel with
+// Debian's signature yet, which comes hours or days later, it is the one without.
+// There are none where it has only headers.
 func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
 	found, err := s.Lookup("linux-image-" + k.Release)
+	if err == nil && len(found) == 0 {
+		found, err = s.Lookup("linux-image-" + k.Release + "-unsigned")
+	}
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
