@@ -43,17 +43,21 @@ state() {
 	: "${flags:=-}"
 }
 
+# taint prints how the kernel is tainted: in one read, as it is not to be had in
+# more, and the shell's own takes a byte at a time.
+taint() { cat /proc/sys/kernel/tainted; }
+
 begin() {
 	dmesg -c >/dev/null
 	rm -f /tmp/requests
-	read -r before </proc/sys/kernel/tainted
+	before=$(taint)
 	echo "begin $*" >"$port"
 }
 
 # finish NAME STATUS TEXT reports how a step ended.
 finish() {
 	state "$1"
-	read -r after </proc/sys/kernel/tainted
+	after=$(taint)
 	messages=$(dmesg -c)
 	{
 		[ ! -s /tmp/requests ] || head -c "$most" /tmp/requests | sed 's/^/request /'

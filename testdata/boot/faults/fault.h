@@ -35,6 +35,9 @@ static int __init fault_init(void)
 	*nowhere = 1;
 #elif defined(KF_warn)
 	WARN_ON(number == 0);
+#elif defined(KF_taint)
+	/* A warning of which the log has no more: only the kernel's taint tells. */
+	add_taint(TAINT_WARN, LOCKDEP_STILL_OK);
 #elif defined(KF_spin)
 	for (;;)
 		cpu_relax();
