@@ -96,7 +96,7 @@ func Supported(arch string) error {
 		return fmt.Errorf("kernels for %s cannot be booted by this version", arch)
 	}
 	if _, err := exec.LookPath(m.qemu); err != nil {
-		return fmt.Errorf("%s is not installed: apt install qemu-system-x86, or take test: out of the farm file", m.qemu)
+		return fmt.Errorf("%s is not installed: apt install %s, or take test: out of the farm file", m.qemu, m.deb)
 	}
 	return nil
 }
@@ -219,6 +219,9 @@ type session struct {
 func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
 	if err := Supported(k.Arch); err != nil {
 		return nil, err
+	}
+	if t.Accel == KVM && !machines[k.Arch].native() {
+		return nil, fmt.Errorf("KVM does not run kernels for %s here: accel auto or tcg emulates them", k.Arch)
 	}
 	l := &library{t.Store, t.Packages}
 	once, _ := t.once.LoadOrStore(k.digest(), sync.OnceValues(func() (*prepared, error) { return l.prepare(ctx, k) }))
@@ -495,7 +498,7 @@ func copyBlob(s *store.Store, d v1.Descriptor, name string) (err error) {
 func (s *session) accel() (Acceleration, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.Accel == KVM || s.Accel != TCG && !s.noKVM && kvmUsable() {
+	if s.Accel == KVM || s.Accel != TCG && !s.noKVM && machines[s.Arch].native() && kvmUsable() {
 		return KVM, firstKVM
 	}
 	return TCG, firstTCG
