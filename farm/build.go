@@ -101,7 +101,7 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 	slots := newSlots(b.Parallel, len(missing), cores)
 	parallel := cap(slots.free)
 	var g errgroup.Group
-	g.SetLimit(parallel + 1) // one more prepares its image meanwhile
+	g.SetLimit(parallel + 1) // one more prepares its image and its container meanwhile
 	for _, i := range missing {
 		if ctx.Err() != nil {
 			break
@@ -210,16 +210,17 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	return rec, records{b.Store}.save(c.Key, rec)
 }
 
-// run runs the cell's task when there is a slot for it. What comes after needs
-// none.
+// run runs the cell's task. Its command needs a slot; its container, before and
+// after, does not.
 func (b *Builder) run(ctx context.Context, c *Cell, slots *slots, task worker.Task) (worker.Result, error) {
-	jobs, err := slots.acquire(ctx)
-	if err != nil {
-		return worker.Result{}, err
+	task.Args = c.build(slots.jobs()).Command()
+	task.Turn = func(ctx context.Context) (func(), error) {
+		if err := slots.acquire(ctx); err != nil {
+			return nil, err
+		}
+		b.Observer.Started(c)
+		return slots.release, nil
 	}
-	defer slots.release()
-	b.Observer.Started(c)
-	task.Args = c.build(jobs).Command()
 	return b.Runner.Run(ctx, task)
 }
 
@@ -363,19 +364,24 @@ func newSlots(parallel, builds int, cores []int) *slots {
 	return s
 }
 
-// acquire waits for a slot. The jobs are such that about two compilers run on
-// each core: many small builds, which spend much of their time in one process,
-// keep all cores busy, and a large one at the end gets them all.
-func (s *slots) acquire(ctx context.Context) (jobs int, err error) {
-	select {
-	case s.free <- struct{}{}:
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
+// jobs is how many jobs the next build's make may use: such that about two
+// compilers run on each core. Many small builds, which spend much of their time
+// in one process, keep all cores busy, and a large one at the end gets them all.
+func (s *slots) jobs() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	active := max(1, min(s.left, cap(s.free)))
-	return max(2, min(2*s.widest, (2*s.cores+active-1)/active)), nil
+	return max(2, min(2*s.widest, (2*s.cores+active-1)/active))
+}
+
+// acquire waits for a slot.
+func (s *slots) acquire(ctx context.Context) error {
+	select {
+	case s.free <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *slots) release() { <-s.free }

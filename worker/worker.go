@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -32,6 +33,24 @@ type Task struct {
 	// Output receives the standard output, Log the standard error. Both are
 	// written by one goroutine each.
 	Output, Log io.Writer
+	// Turn, which may be nil, is asked when the container is ready; the command
+	// starts when it returns, and ended is called once when the command has ended,
+	// before the container is removed. So what surrounds a command costs the
+	// commands of other tasks nothing. An error ends the task.
+	Turn func(ctx context.Context) (ended func(), err error)
+}
+
+// Begin waits for the task's turn, for backends. What it gives must be called
+// when the command has ended, and may be called again.
+func (t Task) Begin(ctx context.Context) (ended func(), err error) {
+	if t.Turn == nil {
+		return func() {}, ctx.Err()
+	}
+	ended, err = t.Turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(ended), nil
 }
 
 // Limits bound one task. A zero field means no limit of that kind.

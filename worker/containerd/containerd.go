@@ -259,8 +259,9 @@ func labelled(labels map[string]string, name string) map[string]string {
 	return labels
 }
 
-// see starts the container's process and waits for its end. Between its making
-// and its start the container is complete, and can be looked at.
+// see starts the container's process, when it is the task's turn, and waits for
+// its end. Between its making and its start the container is complete, and can be
+// looked at.
 func (r *Runner) see(ctx context.Context, task worker.Task, container client.Container) (worker.Result, error) {
 	watch, live := worker.NewWatch(ctx)
 	defer watch.Stop()
@@ -280,8 +281,13 @@ func (r *Runner) see(ctx context.Context, task worker.Task, container client.Con
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("waiting for the container: %w", err)
 	}
+	ended, err := task.Begin(live)
+	if err != nil {
+		return watch.Outcome(ctx, worker.Result{}, err)
+	}
+	defer ended()
 	start := time.Now()
-	if err := process.Start(call); err != nil {
+	if err := begin(steady, process); err != nil {
 		return worker.Result{}, fmt.Errorf("starting the container: %w", err)
 	}
 	defer watch.Deadline(task.Limits.Timeout)()
@@ -289,6 +295,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, container client.Con
 	if err != nil {
 		return worker.Result{}, err
 	}
+	ended()
 	result := worker.Result{Ending: worker.Exited, ExitCode: int(status.ExitCode()),
 		Duration: max(status.ExitTime().Sub(start), 1), DiskFull: probe.Full()}
 	result.MemoryPeak, result.MemoryFull = memory(container.ID())
@@ -296,6 +303,13 @@ func (r *Runner) see(ctx context.Context, task worker.Task, container client.Con
 		result.Ending = worker.OutOfMemory
 	}
 	return watch.Outcome(ctx, result, drained(process.IO()))
+}
+
+// begin starts the process.
+func begin(ctx context.Context, process client.Task) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	return process.Start(ctx)
 }
 
 // await waits until the process has ended, which it does when live ends.

@@ -193,7 +193,7 @@ func (r *Runner) run(ctx context.Context, task worker.Task, image string) (_ wor
 	return r.see(ctx, task, name, streams.Reader)
 }
 
-// see starts the container and waits for its end.
+// see starts the container, when it is the task's turn, and waits for its end.
 func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams io.Reader) (worker.Result, error) {
 	steady, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
@@ -205,6 +205,11 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 		_, err := stdcopy.StdCopy(watch.Sink(task.Output, task.Limits.Output), watch.Sink(task.Log, task.Limits.Log), streams)
 		copied <- err
 	}()
+	ended, err := task.Begin(live)
+	if err != nil {
+		return watch.Outcome(ctx, worker.Result{}, err)
+	}
+	defer ended()
 	id, probe, err := r.start(steady, name)
 	defer func() { probe.Close() }()
 	if err != nil {
@@ -216,6 +221,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	if err := r.await(live, steady, name, exited, failed); err != nil {
 		return worker.Result{}, err
 	}
+	ended()
 	full, most := probe.Full(), peak()
 	if err := drained(copied); err != nil {
 		return worker.Result{}, err

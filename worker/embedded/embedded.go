@@ -8,9 +8,9 @@
 // an ordinary user, and no mount exists outside the stage's namespace: when the
 // processes are gone, whatever ended them, the mounts are gone too.
 //
-//	Runner ──config──▶ stage (user+mount namespace, overlay) ──▶ container init ──▶ command
-//	   ▲                 │
-//	   └────status───────┘            stdout, stderr: pipes straight from the command
+//	Runner ──config, go──▶ stage (user+mount namespace, overlay) ──▶ container init ──▶ command
+//	   ▲                     │
+//	   └──ready, status──────┘        stdout, stderr: pipes straight from the command
 //
 // The stage's end of the config pipe stays open: when it closes, because the
 // Runner wants the task to end or because kofarm itself has died, the stage
@@ -122,7 +122,6 @@ func (r *Runner) run(ctx context.Context, task worker.Task, layerDirs []string) 
 	}
 	watch, live := worker.NewWatch(ctx)
 	defer watch.Stop()
-	defer watch.Deadline(task.Limits.Timeout)()
 	go func() {
 		<-live.Done()
 		s.end()
@@ -132,8 +131,9 @@ func (r *Runner) run(ctx context.Context, task worker.Task, layerDirs []string) 
 	var outErr, logErr error
 	copies.Go(func() { outErr = drain(watch.Sink(task.Output, task.Limits.Output), s.stdout) })
 	copies.Go(func() { logErr = drain(watch.Sink(task.Log, task.Limits.Log), s.stderr) })
-	status, err := s.wait()
+	status, err := s.see(live, task, watch)
 	watch.Stop()
+	err = errors.Join(err, s.leave())
 	copies.Wait()
 	result := worker.Result{Ending: worker.Exited, ExitCode: status.ExitCode, DiskFull: status.DiskFull,
 		Duration: status.Duration}
@@ -155,7 +155,8 @@ func drain(to io.Writer, from io.ReadCloser) error {
 type running struct {
 	cmd            *exec.Cmd
 	control        *os.File // its closing ends the task
-	status         *os.File
+	status         *json.Decoder
+	statusPipe     *os.File
 	stdout, stderr *os.File
 	group          *group
 	closeControl   sync.Once
@@ -170,27 +171,56 @@ func (s *running) end() {
 	})
 }
 
-// wait waits for the stage and gives what it said about the container.
-func (s *running) wait() (stageStatus, error) {
-	var status stageStatus
-	decodeErr := json.NewDecoder(io.LimitReader(s.status, maxStatus)).Decode(&status)
-	s.status.Close()
-	err := s.cmd.Wait()
-	s.end()
-	s.kill.Stop()
-	switch {
-	case decodeErr == nil && status.Err != "":
-		return status, errors.New(status.Err)
-	case decodeErr == nil:
-		return status, nil
-	case err != nil:
-		return status, fmt.Errorf("the container's supervisor ended early: %w", err)
-	default:
-		return status, fmt.Errorf("the container's supervisor said nothing: %w", decodeErr)
+// see sees the container through: when it is ready it waits for the task's turn,
+// and then for the command's end. It stays, until leave has been called.
+func (s *running) see(live context.Context, task worker.Task, watch *worker.Watch) (stageStatus, error) {
+	if status, err := s.hear(); err != nil {
+		return status, err
 	}
+	ended, err := task.Begin(live)
+	if err != nil {
+		return stageStatus{}, err
+	}
+	defer ended()
+	defer watch.Deadline(task.Limits.Timeout)()
+	if err := json.NewEncoder(s.control).Encode(stageGo{}); err != nil {
+		return stageStatus{}, fmt.Errorf("starting the command: %w", err)
+	}
+	return s.hear()
 }
 
-// maxStatus bounds the bytes of a stage's status message.
+// hear gives what the stage says next.
+func (s *running) hear() (stageStatus, error) {
+	var status stageStatus
+	if err := s.status.Decode(&status); err != nil {
+		return status, fmt.Errorf("the container's supervisor said nothing: %w", err)
+	}
+	if status.Err != "" {
+		return status, errors.New(status.Err)
+	}
+	return status, nil
+}
+
+// leave ends the container, if it has not ended, and waits for the stage. The
+// error is why that did not go well.
+func (s *running) leave() error {
+	s.end()
+	var last stageStatus
+	err := s.status.Decode(&last)
+	s.statusPipe.Close()
+	if werr := s.cmd.Wait(); werr != nil {
+		err = fmt.Errorf("the container's supervisor ended early: %w", werr)
+	} else if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	s.kill.Stop()
+	if last.Err != "" {
+		err = errors.New(last.Err)
+	}
+	return err
+}
+
+// maxStatus bounds the bytes of a stage's messages.
 const maxStatus = 64 << 10
 
 // start starts a stage for the task: four pipes, a cgroup, the config.
@@ -214,7 +244,8 @@ func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, p.closeAll(fmt.Errorf("starting the container's supervisor: %w%s", err, hintUserNamespace(err)))
 	}
-	s := &running{cmd: cmd, control: configW, status: statusR, stdout: outR, stderr: errR}
+	s := &running{cmd: cmd, control: configW, statusPipe: statusR, stdout: outR, stderr: errR,
+		status: json.NewDecoder(io.LimitReader(statusR, maxStatus))}
 	var err error
 	s.group, err = r.groups.create(cmd.Process.Pid, task.Limits)
 	if err == nil {
@@ -224,8 +255,7 @@ func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
 		})
 	}
 	if err != nil {
-		s.end()
-		_, werr := s.wait()
+		werr := s.leave()
 		s.group.finish()
 		return nil, errors.Join(fmt.Errorf("preparing the container: %w", err), werr, outR.Close(), errR.Close())
 	}

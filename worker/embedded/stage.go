@@ -45,7 +45,11 @@ type stageConfig struct {
 	Cgroup bool          `json:"cgroup"`
 }
 
-// stageStatus is what the stage tells its Runner.
+// stageGo lets the stage, which is ready, start the command.
+type stageGo struct{}
+
+// stageStatus is what the stage tells its Runner: an empty one when the container
+// is ready, one when the command has ended, and after an error no more.
 type stageStatus struct {
 	ExitCode int           `json:"exitCode"`
 	Duration time.Duration `json:"duration"`
@@ -74,48 +78,59 @@ func Reexec() {
 
 func runStage() {
 	logrus.SetOutput(io.Discard) // standard error is the task's log
-	status := os.NewFile(statusFD, "status")
+	status := json.NewEncoder(os.NewFile(statusFD, "status"))
 	unix.CloseOnExec(statusFD)
 	unix.CloseOnExec(controlFD)
-	s, err := stage(os.NewFile(controlFD, "control"))
-	if err != nil {
-		s.Err = err.Error()
+	if err := stage(os.NewFile(controlFD, "control"), status); err != nil {
+		_ = status.Encode(stageStatus{Err: err.Error()})
 	}
-	_ = json.NewEncoder(status).Encode(s)
 }
 
-// stage sets the container up, and waits for its end.
-func stage(control *os.File) (stageStatus, error) {
+// stage sets the container up, lets it run the command, and removes it.
+func stage(control io.Reader, status *json.Encoder) (err error) {
 	var cfg stageConfig
 	dec := json.NewDecoder(control)
 	if err := dec.Decode(&cfg); err != nil {
-		return stageStatus{}, fmt.Errorf("reading the task: %w", err)
+		return fmt.Errorf("reading the task: %w", err)
 	}
 	rootfs, state, err := mountRoot(cfg)
 	if err != nil {
-		return stageStatus{}, err
+		return err
 	}
 	config, err := containerConfig(cfg, rootfs)
 	if err != nil {
-		return stageStatus{}, err
+		return err
 	}
 	c, err := libcontainer.Create(state, "task", config)
 	if err != nil {
-		return stageStatus{}, fmt.Errorf("creating the container: %w", err)
+		return fmt.Errorf("creating the container: %w", err)
 	}
+	defer func() { err = errors.Join(err, c.Destroy()) }()
 	process := &libcontainer.Process{
 		Args: cfg.Args, Env: cfg.Env, Cwd: "/", Init: true,
 		Stdout: os.Stdout, Stderr: os.Stderr,
 	}
 	if err := c.Start(process); err != nil {
-		return stageStatus{}, errors.Join(fmt.Errorf("starting the container: %w", err), c.Destroy())
+		return fmt.Errorf("starting the container: %w", err)
+	}
+	err = status.Encode(stageStatus{})
+	if err == nil {
+		err = dec.Decode(&stageGo{})
+	}
+	if err != nil {
+		_ = c.Signal(unix.SIGKILL)
+		_, _ = process.Wait()
+		return fmt.Errorf("waiting for the command's turn: %w", err)
 	}
 	go func() {
 		_, _ = io.Copy(io.Discard, control) // until the runner closes it
 		_ = c.Signal(unix.SIGKILL)
 	}()
 	s, err := await(c, process)
-	return s, errors.Join(err, c.Destroy())
+	if err != nil {
+		return err
+	}
+	return status.Encode(s)
 }
 
 // await lets a container's first process, which is ready, execute the command,

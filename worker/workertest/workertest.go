@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,6 +50,7 @@ func Run(t *testing.T, b Backend) {
 	t.Run("refused", s.refused)
 	t.Run("limits", s.limits)
 	t.Run("cancel", s.cancel)
+	t.Run("turn", s.turn)
 	t.Run("parallel", s.parallel)
 	t.Run("background", s.background)
 	t.Run("image", s.images)
@@ -236,6 +238,49 @@ func (s *suite) cancel(t *testing.T) {
 			t.Errorf("got error %v, want %v", err, context.DeadlineExceeded)
 		}
 	})
+}
+
+// turn has commands that wait for their turn, with containers that are ready.
+func (s *suite) turn(t *testing.T) {
+	t.Run("taken and given back", func(t *testing.T) {
+		task := s.task("turn", roomy, shell("echo started; exit 3")...)
+		var started, early atomic.Bool
+		task.Output = &onWrite{do: func() { started.Store(true) }}
+		task.Limits.Timeout = 2 * time.Second
+		var begun, ended atomic.Int32
+		task.Turn = func(context.Context) (func(), error) {
+			begun.Add(1)
+			time.Sleep(task.Limits.Timeout + time.Second) // not the command's time
+			early.Store(started.Load())
+			return func() { ended.Add(1) }, nil
+		}
+		res, err := s.runner.Run(t.Context(), task)
+		if err != nil || res.Ending != worker.Exited || res.ExitCode != 3 {
+			t.Errorf("%+v, error %v", res, err)
+		}
+		if !started.Load() || early.Load() || begun.Load() != 1 || ended.Load() != 1 {
+			t.Errorf("started %t, before its turn %t; %d turns were taken, %d given back", started.Load(), early.Load(), begun.Load(), ended.Load())
+		}
+	})
+	refuse := func(name string, turn func(context.Context, context.CancelFunc) error, want error) {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var out bytes.Buffer
+			task := s.task("no turn", roomy, shell("echo started")...)
+			task.Output = &out
+			task.Turn = func(ctx context.Context) (func(), error) { return nil, turn(ctx, cancel) }
+			if _, err := s.runner.Run(ctx, task); !errors.Is(err, want) || out.Len() > 0 {
+				t.Errorf("error %v, want %v; output %q", err, want, out.String())
+			}
+		})
+	}
+	refuse("refused", func(context.Context, context.CancelFunc) error { return errFailing }, errFailing)
+	refuse("never taken", func(ctx context.Context, cancel context.CancelFunc) error {
+		cancel()
+		<-ctx.Done()
+		return ctx.Err()
+	}, context.Canceled)
 }
 
 // parallel runs tasks at the same time: each has file systems of its own, sees
