@@ -1,6 +1,7 @@
 package farm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,6 +95,7 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		b.Observer.Finished(results[i])
 	}
 	missing = b.exchange(ctx, cells, missing, results)
+	largestFirst(cells, missing)
 	cores := b.Cores
 	if len(cores) == 0 {
 		cores = []int{runtime.NumCPU()}
@@ -116,6 +118,18 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 	}
 	_ = g.Wait()
 	return results, ctx.Err()
+}
+
+// largestFirst sorts cells, which are given by their indices, so that none that
+// takes long is left to the end, when the other cores have nothing to do.
+func largestFirst(cells []*Cell, indices []int) {
+	code := func(i int) int64 {
+		if src := cells[i].Inputs.Source; src != nil {
+			return src.Code
+		}
+		return 0
+	}
+	slices.SortStableFunc(indices, func(a, b int) int { return cmp.Compare(code(b), code(a)) })
 }
 
 // known gives the result of a cell that need not be built: excluded by the farm

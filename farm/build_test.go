@@ -336,6 +336,19 @@ func TestParallel(t *testing.T) {
 	})
 }
 
+// TestLargestFirst builds what has the most code first, else in the plan's order.
+func TestLargestFirst(t *testing.T) {
+	cells := testCells(t, 6)
+	for i, code := range []int64{10, 10, 500, 0, 500, 20} {
+		cells[i].Inputs.Source = &images.Source{Code: code}
+	}
+	indices := []int{0, 1, 2, 3, 4, 5}
+	largestFirst(cells, indices)
+	if want := []int{2, 4, 5, 0, 1, 3}; !slices.Equal(indices, want) {
+		t.Errorf("got %v, want %v", indices, want)
+	}
+}
+
 // TestJobs has fewer and fewer builds left, on one machine and on several.
 func TestJobs(t *testing.T) {
 	for _, tt := range []struct {

@@ -41,6 +41,8 @@ type Source struct {
 	Digest string
 	// Conf is dkms.conf as it is.
 	Conf []byte
+	// Code is how many bytes of C it has (*.c): a measure of what its build takes.
+	Code int64
 	// Depends is a deb's Depends field.
 	Depends string
 	// Epoch is the time of dkms.conf in the deb or tarball; of a folder, whose
@@ -190,10 +192,13 @@ func (s *Source) all(f func(h *tar.Header, r io.Reader) error) (err error) {
 	}
 }
 
-// findConf finds the uppermost dkms.conf for which ok holds.
+// findConf finds the uppermost dkms.conf for which ok holds, and counts Code.
 func (s *Source) findConf(ok func(name string) bool) error {
 	depth := -1
 	err := s.all(func(h *tar.Header, r io.Reader) error {
+		if path.Ext(h.Name) == ".c" && h.Typeflag == tar.TypeReg {
+			s.Code += h.Size
+		}
 		if path.Base(h.Name) != "dkms.conf" || !ok(h.Name) {
 			return nil
 		}

@@ -86,6 +86,9 @@ func TestDebSource(t *testing.T) {
 		write(t, dir, "usr/src/hello-1.0/dkms.conf", conf, 0o644)
 		write(t, dir, "usr/src/hello-1.0/sub/dkms.conf", "PACKAGE_NAME=other\n", 0o644)
 		write(t, dir, "usr/share/doc/hello-dkms/dkms.conf", "PACKAGE_NAME=example\n", 0o644)
+		write(t, dir, "usr/src/hello-1.0/hello.c", "int x;", 0o644)
+		write(t, dir, "usr/src/hello-1.0/sub/hello.c", "int y;", 0o644)
+		write(t, dir, "usr/src/hello-1.0/hello.h", "int z;", 0o644)
 		write(t, dir, "etc/dkms/hello.conf", "x", 0o644)
 	})
 	s, err := DebSource(p.Filename)
@@ -94,6 +97,9 @@ func TestDebSource(t *testing.T) {
 	}
 	if s.Name != "hello" || s.Version != "1.0" || s.Digest != p.SHA256 || string(s.Conf) != conf || s.Depends != "dkms (>= 2.1), libfoo-dev | bar" {
 		t.Errorf("got %+v", s)
+	}
+	if want := int64(len("int x;int y;")); s.Code != want {
+		t.Errorf("%d bytes of code, want %d", s.Code, want)
 	}
 	l, err := sourceLayer(openStore(t), s)
 	if err != nil {
