@@ -4,12 +4,14 @@
 package debian
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kofarm/kofarm/images/apt"
@@ -68,8 +70,10 @@ func pockets(suite string) []pocket {
 // that the archive does not have (fetch.ErrNotFound) is left out.
 func Open(ctx context.Context, client *apt.Client, a Archive, suite, arch string, now time.Time) (*Suite, error) {
 	s := &Suite{Name: suite}
-	var own []*apt.Index
-	for i, p := range pockets(suite) {
+	ps := pockets(suite)
+	indexes, errs := make([]*apt.Index, len(ps)), make([]error, len(ps))
+	var wg sync.WaitGroup
+	for i, p := range ps {
 		mirrors := a.Mirrors
 		if p.security {
 			mirrors = a.SecurityMirrors
@@ -77,23 +81,32 @@ func Open(ctx context.Context, client *apt.Client, a Archive, suite, arch string
 		if len(mirrors) == 0 {
 			continue
 		}
-		ix, err := client.Open(ctx, apt.Source{
-			Distribution: a.Distribution, Mirrors: mirrors, Suite: p.suite, Components: a.Components, Arch: arch,
-			Keyring: a.Keyring, Now: now,
-			AllowExpired: slices.Contains(a.AllowExpired, p.suite) || slices.Contains(a.AllowExpired, suite),
+		wg.Go(func() {
+			indexes[i], errs[i] = client.Open(ctx, apt.Source{
+				Distribution: a.Distribution, Mirrors: mirrors, Suite: p.suite, Components: a.Components, Arch: arch,
+				Keyring: a.Keyring, Now: now,
+				AllowExpired: slices.Contains(a.AllowExpired, p.suite) || slices.Contains(a.AllowExpired, suite),
+			})
+			if i > 0 && p.suite != suite && errors.Is(errs[i], fetch.ErrNotFound) {
+				errs[i] = nil
+			}
 		})
-		if i > 0 && p.suite != suite && errors.Is(err, fetch.ErrNotFound) {
+	}
+	wg.Wait()
+	err := cmp.Or(errs...)
+	var own []*apt.Index
+	for i, ix := range indexes {
+		if ix == nil {
 			continue
 		}
-		if err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
 		s.indexes = append(s.indexes, ix)
-		if p.kernels {
+		if ps[i].kernels {
 			own = append(own, ix)
 		}
 	}
-	var err error
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	if s.Universe, err = apt.NewUniverse(nil, s.indexes...); err == nil {
 		s.kernels, err = apt.NewUniverse(nil, own...)
 	}
