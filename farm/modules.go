@@ -159,10 +159,29 @@ func (s *signing) plain(ko Module) ([]byte, error) {
 	return modsign.Strip(data)
 }
 
+// name names a module's signature by all that makes it. The cell's key stands for
+// the kernel's headers, which say the hash.
+func (s *signing) name(r *Result, ko Module) string {
+	return sha256hex(fmt.Appendf(nil, "kofarm signature %d\n%s\n%s\n%s\n%s\n", signatureFormat, s.key.Fingerprint(), s.hash, r.Cell.Key, ko.SHA256))
+}
+
+// signed gives a module as it is packed but for its compression.
+func (s *signing) signed(ctx context.Context, r *Result, ko Module) ([]byte, error) {
+	plain, err := s.plain(ko)
+	if err != nil {
+		return nil, err
+	}
+	pkcs7, err := s.signature(ctx, r, ko, plain)
+	if err != nil {
+		return nil, fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
+	}
+	trailer, err := kmod.Trailer(pkcs7)
+	return append(plain, trailer...), err
+}
+
 // signature finds a module's signature in the store, or makes it.
 func (s *signing) signature(ctx context.Context, r *Result, ko Module, plain []byte) ([]byte, error) {
-	// The cell's key stands for the kernel's headers, which say the hash.
-	name := sha256hex(fmt.Appendf(nil, "kofarm signature %d\n%s\n%s\n%s\n%s\n", signatureFormat, s.key.Fingerprint(), s.hash, r.Cell.Key, ko.SHA256))
+	name := s.name(r, ko)
 	if pkcs7, err := s.stored(name); err == nil && s.key.Verify(pkcs7, plain) == nil {
 		return pkcs7, nil
 	}

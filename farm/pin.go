@@ -324,10 +324,11 @@ func (s *pinner) pkgs(list []*apt.Package, dates map[string]time.Time) []*lock.P
 // pinImage pins the kernel itself.
 func (s *pinner) pinImage(ctx context.Context, k *matrix.Kernel, out *lock.Kernel, dates map[string]time.Time) error {
 	old := s.pinned(k)
-	if k.Custom != nil || old.Pinned() {
-		if old.Pinned() {
-			out.Image = old.Image
-		}
+	if old.Pinned() {
+		out.Image = old.Image
+	}
+	// A farm file that asks for firmware since then gets it.
+	if k.Custom != nil || old.Pinned() && (len(s.firmware(k)) == 0 || s.bootable(k, old.Image)) {
 		return nil
 	}
 	suite, err := s.suite(ctx, suiteKey{k.Distribution, k.Suite, k.Arch})
@@ -340,8 +341,10 @@ func (s *pinner) pinImage(ctx context.Context, k *matrix.Kernel, out *lock.Kerne
 			version = p.Version
 		}
 	}
-	image, err := suite.Image(debian.Kernel{Release: k.Release, Package: k.Package, Version: version})
-	out.Image = s.pkgs(image, dates)
+	image, err := suite.Image(debian.Kernel{Release: k.Release, Package: k.Package, Version: version}, s.firmware(k)...)
+	if len(image) > 0 {
+		out.Image = s.pkgs(image, dates)
+	}
 	return err
 }
 

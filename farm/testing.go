@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/farm/boot"
+	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/images/debian"
 	"github.com/kofarm/kofarm/images/store"
@@ -90,6 +91,10 @@ type Tests struct {
 	Parallel int // boots at a time; 0: one for each core
 	// Required says that modules which are not OK are not packed.
 	Required bool
+	// ModuleKey signs the modules before they are booted; nil: they are booted as
+	// they were built. Kernels says which hash it signs.
+	ModuleKey *modsign.Key
+	Kernels   Kernels
 
 	farm    *matrix.Farm
 	scripts map[*matrix.ModuleVersion][]byte
@@ -143,7 +148,7 @@ func readScript(name, dir string) ([]byte, error) {
 // booting them, and sets Test of each. finished is told of each, from several
 // goroutines, unless it is nil. The error is the context's or the disk's.
 func (t *Tests) Run(ctx context.Context, results []*Result, finished func(*Result)) error {
-	groups, err := t.group(results)
+	groups, err := t.group(ctx, results)
 	if err != nil {
 		return err
 	}
@@ -172,8 +177,8 @@ func (t *Tests) Run(ctx context.Context, results []*Result, finished func(*Resul
 }
 
 // Known sets Test of results from the verdicts that the store has.
-func (t *Tests) Known(results []*Result) error {
-	groups, err := t.group(results)
+func (t *Tests) Known(ctx context.Context, results []*Result) error {
+	groups, err := t.group(ctx, results)
 	if err != nil {
 		return err
 	}
@@ -219,7 +224,7 @@ type kernelGroup struct {
 
 // group puts results together that share boots, and says of the others why they
 // are not booted.
-func (t *Tests) group(results []*Result) ([]*kernelGroup, error) {
+func (t *Tests) group(ctx context.Context, results []*Result) ([]*kernelGroup, error) {
 	var groups []*kernelGroup
 	at := map[*matrix.Kernel]*kernelGroup{}
 	for _, r := range results {
@@ -230,7 +235,7 @@ func (t *Tests) group(results []*Result) ([]*kernelGroup, error) {
 			r.Test = &Tested{Required: t.Required, Why: noBoot(r.Cell)}
 			continue
 		}
-		unit, err := t.unit(r)
+		unit, err := t.unit(ctx, r)
 		if err != nil {
 			return nil, err
 		}
@@ -253,13 +258,13 @@ func noBoot(c *Cell) string {
 }
 
 // unit is a result's modules as they are booted.
-func (t *Tests) unit(r *Result) (*boot.Unit, error) {
+func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 	u := &boot.Unit{Name: r.Cell.Name(), Script: t.scripts[r.Cell.Module]}
 	test := r.Cell.Module.Test
 	given := map[string]bool{}
 	for _, m := range r.Record.Modules {
 		name := strings.TrimSuffix(m.Name, ".ko")
-		unit := boot.Module{File: m.Name, SHA256: m.SHA256, Open: func() ([]byte, error) { return records{t.Store}.module(m) }}
+		unit := t.module(ctx, r, m)
 		if test != nil {
 			for key, parameters := range test.Parameters {
 				if sameModule(key, name) {
@@ -281,6 +286,15 @@ func (t *Tests) unit(r *Result) (*boot.Unit, error) {
 		}
 	}
 	return u, nil
+}
+
+// module is a module as it is booted: as it was built, or signed.
+func (t *Tests) module(ctx context.Context, r *Result, m Module) boot.Module {
+	if t.ModuleKey == nil {
+		return boot.Module{File: m.Name, SHA256: m.SHA256, Open: func() ([]byte, error) { return records{t.Store}.module(m) }}
+	}
+	s := &signing{key: t.ModuleKey, hash: t.farm.Output.SignModules.Hash, records: records{t.Store}, kernels: t.Kernels}
+	return boot.Module{File: m.Name, SHA256: s.name(r, m), Open: func() ([]byte, error) { return s.signed(ctx, r, m) }}
 }
 
 func moduleFiles(rec *Record) []string {
@@ -314,7 +328,7 @@ func (s *prepared) bootPackages(ctx context.Context, k *matrix.Kernel, at matrix
 
 func (s *prepared) findBoot(ctx context.Context, k *matrix.Kernel, at matrix.Pos) ([]*apt.Package, error) {
 	if pinned := s.pinned(k); pinned.Pinned() {
-		if slices.ContainsFunc(pinned.Image, func(p *lock.Package) bool { return p.Name == debian.Busybox }) {
+		if s.bootable(k, pinned.Image) {
 			return s.pins.aptList(s.farm, k.Distribution, pinned.Image), nil
 		}
 		s.pins.note(lock.Drift{Pos: at, Line: pinned.Line, Msg: fmt.Sprintf("the lock does not say what boots kernel %s", k.Release)})
@@ -323,5 +337,23 @@ func (s *prepared) findBoot(ctx context.Context, k *matrix.Kernel, at matrix.Pos
 	if err != nil {
 		return nil, err
 	}
-	return suite.Image(debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version})
+	return suite.Image(debian.Kernel{Release: k.Release, Package: k.Package, Version: k.Version}, s.firmware(k)...)
+}
+
+// firmware names the package of the firmware that a kernel boots by, if it does.
+func (s *prepared) firmware(k *matrix.Kernel) []string {
+	if name := boot.Firmware(k.Arch); name != "" && s.farm.Test.Enforces() {
+		return []string{name}
+	}
+	return nil
+}
+
+// bootable says whether the lock has all that boots a kernel.
+func (s *prepared) bootable(k *matrix.Kernel, pinned []*lock.Package) bool {
+	for _, name := range append(s.firmware(k), debian.Busybox) {
+		if !slices.ContainsFunc(pinned, func(p *lock.Package) bool { return p.Name == name }) {
+			return false
+		}
+	}
+	return true
 }

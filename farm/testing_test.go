@@ -131,12 +131,12 @@ func TestParameters(t *testing.T) {
 		Parameters: map[string][]string{"m_a": {"x=1"}}}}
 	r := &Result{Cell: &Cell{Cell: &matrix.Cell{Module: m, Kernel: &matrix.Kernel{Release: "6.1.0-9-amd64", Arch: "x86_64"}}},
 		Outcome: Built, Record: &Record{Modules: []Module{{Name: "m-a.ko"}, {Name: "m_b.ko"}}}}
-	u, err := tests.unit(r)
+	u, err := tests.unit(t.Context(), r)
 	if err != nil || !slices.Equal(u.Modules[0].Parameters, []string{"x=1"}) || u.Modules[1].Parameters != nil || !slices.Equal(u.First, []string{"snd"}) {
 		t.Errorf("%+v, %v", u, err)
 	}
 	m.Test.Parameters["nosuch"] = []string{"y=2"}
-	_, err = tests.unit(r)
+	_, err = tests.unit(t.Context(), r)
 	if want := "farm.yaml:3:5: parameters: m/1 on 6.1.0-9-amd64 (x86_64) makes no module nosuch (it makes m-a.ko, m_b.ko)"; errorOf(err) != want {
 		t.Errorf("%v, want %s", err, want)
 	}

@@ -16,10 +16,16 @@ type Test struct {
 	// Require keeps a module version out of a kernel's packages unless it is
 	// proven there: RequireLoaded, or RequireNothing, the default.
 	Require string
-	Accel   string        // auto (the default), kvm or tcg
-	Timeout time.Duration // of loading one module, or one script; default one minute
-	Memory  Size          // of the machine; default 256 MiB
-	Pos     Pos
+	Accel   string // auto (the default), kvm or tcg
+	// Signatures is IgnoreSignatures, the default, or EnforceSignatures: the modules
+	// are signed as Output.SignModules says, and the kernel is booted from UEFI
+	// firmware that has it trust the certificate, and loads nothing else.
+	Signatures string
+	Timeout    time.Duration // of loading one module, or one script; default one minute
+	Memory     Size          // of the machine; default 256 MiB
+	Pos        Pos
+
+	signatures Pos
 }
 
 // The values of Test.Require.
@@ -27,6 +33,15 @@ const (
 	RequireNothing = "nothing"
 	RequireLoaded  = "loaded"
 )
+
+// The values of Test.Signatures.
+const (
+	IgnoreSignatures  = "ignore"
+	EnforceSignatures = "enforce"
+)
+
+// Enforces says whether kernels load signed modules only; also of nil.
+func (t *Test) Enforces() bool { return t != nil && t.Signatures == EnforceSignatures }
 
 // ModuleTest says how one module version is tested.
 type ModuleTest struct {
@@ -54,10 +69,13 @@ const (
 )
 
 func (d *decoder) test(n *yaml.Node) *Test {
-	t := &Test{Require: RequireNothing, Accel: "auto", Timeout: defaultTimeout, Memory: 256 * MiB, Pos: posOf(n)}
+	t := &Test{Require: RequireNothing, Signatures: IgnoreSignatures, Accel: "auto", Timeout: defaultTimeout, Memory: 256 * MiB, Pos: posOf(n)}
 	d.mapping(n, "test", fields{
 		"require": func(n *yaml.Node) { t.Require = d.word(n, "require", []string{RequireLoaded, RequireNothing}) },
 		"accel":   func(n *yaml.Node) { t.Accel = d.word(n, "accel", []string{"auto", "kvm", "tcg"}) },
+		"signatures": func(n *yaml.Node) {
+			t.Signatures, t.signatures = d.word(n, "signatures", []string{EnforceSignatures, IgnoreSignatures}), posOf(n)
+		},
 		"timeout": func(n *yaml.Node) { d.duration(n, "timeout", &t.Timeout) },
 		"memory": func(n *yaml.Node) {
 			d.size(n, "memory", &t.Memory)
@@ -67,6 +85,13 @@ func (d *decoder) test(n *yaml.Node) *Test {
 		},
 	})
 	return t
+}
+
+// signedTest checks that a test which needs signatures has a key for them.
+func (d *decoder) signedTest(f *Farm) {
+	if f.Test.Enforces() && f.Output.SignModules == nil {
+		d.fail(f.Test.signatures, EnforceSignatures, "signatures: there is no key that signs the modules", "give output.sign-modules")
+	}
 }
 
 var (

@@ -163,6 +163,7 @@ func (d *decoder) farm(root *yaml.Node) *Farm {
 	d.required(root, given, "kernels", "list what to build for")
 	d.applyDefaults(f)
 	d.outputDefaults(&f.Output)
+	d.signedTest(f)
 	d.duplicateModules(f.Modules)
 	d.knownArchives(f)
 	return f

@@ -1,61 +1,71 @@
 package boot_test
 
 import (
-	"strings"
+	"os"
+	"path/filepath"
 	"testing"
-	"time"
 
+	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm/boot"
-	"github.com/kofarm/kofarm/images/apt"
-	"github.com/kofarm/kofarm/images/debian"
-	"github.com/kofarm/kofarm/images/fetch"
 )
 
-// newest is a suite's newest kernel of a flavor.
-func newest(t testing.TB, b *built, suite, series, arch, flavor string) boot.Kernel {
-	t.Helper()
-	client := &fetch.Client{Dir: b.store.BlobDir(), Kept: b.store.CacheDir("releases"), Partial: b.store.PartialDir(), Use: b.store.Use}
-	s, err := debian.Open(t.Context(), &apt.Client{Fetch: client, Dir: b.store.CacheDir("indexes")}, debian.Archive{Distribution: "debian",
-		Mirrors: []string{"http://deb.debian.org/debian"}, SecurityMirrors: []string{"http://deb.debian.org/debian-security"},
-		Components: []string{"main"}, Keyring: "/usr/share/keyrings/debian-archive-keyring.gpg"}, suite, debianArch[arch], time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	kernels, err := s.Kernels()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var k debian.Kernel
-	for _, other := range kernels {
-		version, _, _ := strings.Cut(strings.TrimSuffix(other.Release, "-"+flavor), "+")
-		if strings.HasPrefix(version, series) && strings.HasSuffix(other.Release, "-"+flavor) && strings.Trim(version, "0123456789.-") == "" &&
-			(k.Release == "" || apt.CompareVersions(other.Version, k.Version) > 0) {
-			k = other
-		}
-	}
-	pkgs, err := s.Image(k)
-	if err != nil || len(pkgs) == 0 {
-		t.Fatalf("no %s kernel for %s in %s: %v", series, flavor, suite, err)
-	}
-	return boot.Kernel{Release: k.Release, Arch: arch, Packages: pkgs}
-}
+const arm64Farm = `
+modules:
+  - source: {dir: TESTDATA/pair}
+  - source: {dir: TESTDATA/counter}
+  - source: {dir: TESTDATA/faults}
+kernels:
+  - {suite: bookworm, releases: [{latest: 1, of: "6.1.*"}], flavors: [arm64], arch: aarch64}
+  - {suite: trixie, releases: [{latest: 1, of: "6.12.*"}], flavors: [cloud-arm64], arch: aarch64}
+`
 
-var debianArch = map[string]string{"x86_64": "amd64", "aarch64": "arm64"}
-
-// TestARM64 boots a kernel of an architecture that this machine has not.
+// TestARM64 boots kernels of an architecture that this machine has not, which tell
+// of faults in words of their own.
 func TestARM64(t *testing.T) {
-	b := build(t, faultsFarm)
-	k := newest(t, b, "bookworm", "6.1.", "aarch64", "arm64")
-	b.warm(t, k)
-	other := unit("kf_good", b.module(t, "amd64", "kf_good"))
-	other.First, other.Script = []string{"dummy"}, []byte("exit 1 # not reached: it is not loaded\n")
-	results, err := b.tester(t).Test(t.Context(), k, []*boot.Unit{other}, nil)
-	if err != nil {
-		t.Fatal(err)
+	b := build(t, arm64Farm, "")
+	script := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join(rig.Root(), "testdata/boot", name, "test.sh"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
 	}
-	check(t, "a module for amd64", results[0], want{boot.Rejected, "format", ""})
-	if n := results[0].Report.Notes; len(n) > 0 {
-		t.Errorf("the kernel's own module: %q", n)
+	for _, k := range b.kernels() {
+		t.Run(k.Release, func(t *testing.T) {
+			b.warm(t, k)
+			get := func(name string) []byte { return b.moduleFor(t, k.Release, name) }
+			pair := &boot.Unit{Script: script("pair"), Modules: []boot.Module{module("kf_base", get("kf_base"), "answer=7"), module("kf_user", get("kf_user"))}}
+			counter := unit("kf_counter", get("kf_counter"))
+			counter.Script = script("counter")
+			tests := []struct {
+				name string
+				unit *boot.Unit
+				want want
+			}{
+				{"two modules that need each other", pair, want{boot.Loaded, "", ""}},
+				{"a device that a script uses", counter, want{boot.Loaded, "", ""}},
+				{"no hardware", unit("kf_nodev", get("kf_nodev")), want{boot.Refused, "ENODEV", ""}},
+				{"a wrong checksum", unit("kf_good", wrongCRC(t, get("kf_good"), "_printk")), want{boot.Rejected, "crc", "disagrees about version of symbol _printk"}},
+				{"a warning", unit("kf_warn", get("kf_warn")), want{boot.Crashed, "warning", "WARNING: CPU: 0"}},
+				{"an oops", unit("kf_oops", get("kf_oops")), want{boot.Crashed, "oops", "Unable to handle kernel NULL pointer dereference"}},
+				{"after the oops", unit("kf_good", get("kf_good")), want{boot.Loaded, "", ""}},
+			}
+			var units []*boot.Unit
+			for _, tt := range tests {
+				units = append(units, tt.unit)
+			}
+			tester := b.tester(t)
+			results, err := tester.Test(t.Context(), k, units, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, tt := range tests {
+				check(t, tt.name, results[i], tt.want)
+			}
+			if got := tester.Stats().Boots; got != 3 {
+				t.Errorf("%d boots, want 3: all, the oops alone, and what comes after it", got)
+			}
+			t.Logf("%+v", tester.Stats())
+		})
 	}
 }

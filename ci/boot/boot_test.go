@@ -36,14 +36,15 @@ type built struct {
 	results []*farm.Result
 }
 
-// build builds a farm in the store that tests share.
-func build(t testing.TB, yaml string) *built {
+// build builds a farm in the store that tests share. more is what else its file
+// has when it says what boots the kernels.
+func build(t testing.TB, yaml, more string) *built {
 	t.Helper()
 	dir := t.TempDir()
 	yaml = strings.ReplaceAll(yaml, "TESTDATA", filepath.Join(rig.Root(), "testdata/boot"))
 	file := rig.Write(t, dir, "farm.yaml", yaml)
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build", file, "--output", filepath.Join(dir, "dist"))
-	f, _, err := matrix.Parse(file, []byte(yaml))
+	f, _, err := matrix.Parse(file, []byte(yaml+more))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +75,29 @@ func (b *built) kernel(t testing.TB, flavor string) boot.Kernel {
 	return boot.Kernel{}
 }
 
-// module reads what was built.
+// kernels are what boots each of the farm's kernels.
+func (b *built) kernels() []boot.Kernel {
+	var kernels []boot.Kernel
+	for _, r := range b.results {
+		k := r.Cell.Kernel
+		if !slices.ContainsFunc(kernels, func(other boot.Kernel) bool { return other.Release == k.Release }) {
+			kernels = append(kernels, boot.Kernel{Release: k.Release, Arch: k.Arch, Packages: r.Cell.Boot})
+		}
+	}
+	return kernels
+}
+
+// module reads what was built for the kernel of a flavor.
 func (b *built) module(t testing.TB, flavor, name string) []byte {
 	t.Helper()
+	return b.moduleFor(t, b.kernel(t, flavor).Release, name)
+}
+
+// moduleFor reads what was built for a kernel.
+func (b *built) moduleFor(t testing.TB, release, name string) []byte {
+	t.Helper()
 	for _, r := range b.results {
-		if r.Cell.Kernel.Flavor != flavor || r.Record == nil {
+		if r.Cell.Kernel.Release != release || r.Record == nil {
 			continue
 		}
 		for _, m := range r.Record.Modules {
@@ -97,7 +116,7 @@ func (b *built) module(t testing.TB, flavor, name string) []byte {
 			return data.Bytes()
 		}
 	}
-	t.Fatalf("no module %s for %s", name, flavor)
+	t.Fatalf("no module %s for %s", name, release)
 	return nil
 }
 
@@ -202,7 +221,7 @@ func check(t *testing.T, name string, r boot.Result, w want) {
 
 // TestVerdicts has in one boot all faults that leave the kernel alive.
 func TestVerdicts(t *testing.T) {
-	b := build(t, faultsFarm)
+	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	get := func(name string) []byte { return b.module(t, "amd64", name) }
@@ -280,7 +299,7 @@ func TestVerdicts(t *testing.T) {
 // TestSplit has a module behind another that ends the kernel: each of them has
 // the verdict that it deserves.
 func TestSplit(t *testing.T) {
-	b := build(t, faultsFarm)
+	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	tester := b.tester(t)
@@ -298,7 +317,7 @@ func TestSplit(t *testing.T) {
 
 // TestSignatures boots a kernel that loads none but signed modules.
 func TestSignatures(t *testing.T) {
-	b := build(t, faultsFarm)
+	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	good := b.module(t, "amd64", "kf_good")
@@ -333,7 +352,12 @@ func testKey(t *testing.T) *modsign.Key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "test"},
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {

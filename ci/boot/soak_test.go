@@ -30,7 +30,7 @@ func boots(t *testing.T) int {
 // TestSoakEnds has the faults that end a kernel, or seem to.
 func TestSoakEnds(t *testing.T) {
 	boots(t)
-	b := build(t, faultsFarm)
+	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	get := func(name string) []byte { return b.module(t, "amd64", name) }
@@ -75,11 +75,16 @@ modules:
   - source: {deb: gost-crypto-dkms, suite: trixie}
   - source: {dir: TESTDATA/pair}
     test: {parameters: {kf_base: answer=7}, script: TESTDATA/pair/test.sh}
+  - source: {dir: TESTDATA/counter}
+    test: {script: TESTDATA/counter/test.sh}
 kernels:
   - {suite: bullseye, releases: [{latest: 1, of: "5.10.*"}], flavors: [amd64]}
   - {suite: bookworm, releases: [{latest: 1, of: "6.1.*"}], flavors: [amd64, cloud-amd64, rt-amd64]}
   - {suite: trixie, releases: [{latest: 1, of: "6.12.*"}], flavors: [amd64]}
   - {suite: sid, releases: [{latest: 1}], flavors: [amd64]}
+  - {suite: bookworm, releases: [{latest: 1, of: "6.1.*"}], flavors: [arm64], arch: aarch64}
+  - {suite: trixie, releases: [{latest: 1, of: "6.12.*"}], flavors: [arm64], arch: aarch64}
+  - {suite: sid, releases: [{latest: 1}], flavors: [arm64], arch: aarch64}
 archives:
   debian: {allow-expired: [bullseye, sid]}
 test: {require: loaded, accel: tcg}
@@ -153,7 +158,7 @@ func TestSoakMatrix(t *testing.T) {
 // the second half: no verdict may differ from the first.
 func TestSoakBoots(t *testing.T) {
 	n := boots(t)
-	b := build(t, faultsFarm)
+	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	units := func() []*boot.Unit {
@@ -204,7 +209,7 @@ func busy(t *testing.T) {
 // BenchmarkBoot measures what a kernel costs with one module, and what each
 // further module does, with software emulation.
 func BenchmarkBoot(b *testing.B) {
-	built := build(b, faultsFarm)
+	built := build(b, faultsFarm, "")
 	k := built.kernel(b, "amd64")
 	built.warm(b, k)
 	good := built.module(b, "amd64", "kf_good")

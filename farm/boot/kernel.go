@@ -12,11 +12,13 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/kofarm/kofarm/farm/boot/efivars"
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/images/store"
@@ -28,11 +30,30 @@ type Packages interface {
 }
 
 // Kernel is a kernel that can be booted: the packages that hold its image, its
-// modules and a static busybox.
+// modules and a static busybox; and with the one that holds UEFI firmware (see
+// Firmware) it is booted by that.
 type Kernel struct {
 	Release  string
 	Arch     string // DKMS's name
 	Packages []*apt.Package
+}
+
+// Firmware names the package of the firmware by which kernels of an architecture
+// boot from UEFI; "" where this version does not.
+func Firmware(arch string) string {
+	if u := machines[arch].uefi; u != nil {
+		return u.deb
+	}
+	return ""
+}
+
+// uefi says how it boots from firmware; nil where it does not.
+func (k Kernel) uefi() *uefi {
+	u := machines[k.Arch].uefi
+	if u == nil || !slices.ContainsFunc(k.Packages, func(p *apt.Package) bool { return p.Name == u.deb }) {
+		return nil
+	}
+	return u
 }
 
 // digest names the kernel by the content of its packages.
@@ -76,6 +97,16 @@ type prepared struct {
 	digest         string
 	index          *index
 	image, busybox v1.Descriptor
+	code, vars     v1.Descriptor // firmware, if it boots by that
+}
+
+// blobs are what is taken out of the packages beside the index, by name.
+func (p *prepared) blobs() map[string]*v1.Descriptor {
+	blobs := map[string]*v1.Descriptor{"image": &p.image, "busybox": &p.busybox}
+	if p.uefi() != nil {
+		blobs["code"], blobs["variables"] = &p.code, &p.vars
+	}
+	return blobs
 }
 
 // prepare looks a kernel up in the store, or else reads its packages.
@@ -91,12 +122,11 @@ func (l *library) prepare(ctx context.Context, k Kernel) (*prepared, error) {
 }
 
 func (l *library) stored(p *prepared) bool {
-	var err error
-	if p.image, err = l.store.Ref(refKind, p.digest+"-image"); err != nil || !l.store.Has(p.image.Digest, p.image.Size) {
-		return false
-	}
-	if p.busybox, err = l.store.Ref(refKind, p.digest+"-busybox"); err != nil {
-		return false
+	for name, d := range p.blobs() {
+		var err error
+		if *d, err = l.store.Ref(refKind, p.digest+"-"+name); err != nil || !l.store.Has(d.Digest, d.Size) {
+			return false
+		}
 	}
 	d, err := l.store.Ref(refKind, p.digest+"-index")
 	if err != nil {
@@ -157,13 +187,13 @@ func (l *library) put(p *prepared, what string, data []byte) (v1.Descriptor, err
 // reading is one pass over a kernel's packages.
 type reading struct {
 	*prepared
-	image, busybox []byte
+	found map[string][]byte // by the names of prepared.blobs
 }
 
 // read reads the kernel's packages. It stores the named modules, and where there
 // are none it makes the index, the image, and busybox.
 func (l *library) read(ctx context.Context, p *prepared, modules map[string]bool) (err error) {
-	r := &reading{prepared: p}
+	r := &reading{prepared: p, found: map[string][]byte{}}
 	if modules == nil {
 		p.index = newIndex()
 	}
@@ -236,9 +266,13 @@ func (r *reading) file(h *tar.Header, file io.Reader) (err error) {
 	}
 	switch base := path.Base(h.Name); {
 	case base == "vmlinuz-"+r.Release && strings.HasPrefix(h.Name, "boot/"), strings.HasSuffix(h.Name, "lib/modules/"+r.Release+"/vmlinuz"):
-		return read(maxImage, func(data []byte) { r.image = data })
+		return read(maxImage, func(data []byte) { r.found["image"] = data })
 	case base == "busybox" && path.Base(path.Dir(h.Name)) == "bin":
-		return read(maxBusybox, func(data []byte) { r.busybox = data })
+		return read(maxBusybox, func(data []byte) { r.found["busybox"] = data })
+	case r.uefi() != nil && strings.HasSuffix(h.Name, r.uefi().code):
+		return read(efivars.MaxSize, func(data []byte) { r.found["code"] = data })
+	case r.uefi() != nil && strings.HasSuffix(h.Name, r.uefi().variables):
+		return read(efivars.MaxSize, func(data []byte) { r.found["variables"] = data })
 	case base == "modules.builtin":
 		return read(maxList, r.index.builtin)
 	case base == "modules.builtin.modinfo":
@@ -260,26 +294,21 @@ func (r *reading) file(h *tar.Header, file io.Reader) (err error) {
 // storeKernel stores what a pass has found. The index comes last: where it is,
 // all is.
 func (l *library) storeKernel(r *reading) (err error) {
-	switch {
-	case r.image == nil:
-		return fmt.Errorf("%w: no vmlinuz in %v", ErrNoKernel, r.Packages)
-	case r.busybox == nil:
-		return fmt.Errorf("%w: no busybox in %v", ErrNoKernel, r.Packages)
-	}
-	image := r.image
-	if r.Arch == "x86_64" {
-		switch plain, err := vmlinux(r.image); {
+	if r.Arch == "x86_64" && r.uefi() == nil {
+		switch plain, err := vmlinux(r.found["image"]); {
 		case err == nil:
-			image = plain
+			r.found["image"] = plain
 		case !errors.Is(err, errNoPayload):
 			return err
 		}
 	}
-	if r.prepared.image, err = l.put(r.prepared, "image", image); err != nil {
-		return err
-	}
-	if r.prepared.busybox, err = l.put(r.prepared, "busybox", r.busybox); err != nil {
-		return err
+	for name, d := range r.blobs() {
+		if r.found[name] == nil {
+			return fmt.Errorf("%w: no %s in %v", ErrNoKernel, name, r.Packages)
+		}
+		if *d, err = l.put(r.prepared, name, r.found[name]); err != nil {
+			return err
+		}
 	}
 	r.index.finish()
 	data, err := json.Marshal(r.index)

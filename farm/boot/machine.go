@@ -41,6 +41,15 @@ type machine struct {
 	console string   // Linux's name of the first serial port
 	port    string   // and of the second
 	command string   // what the kernel's command line has beside the usual
+	uefi    *uefi    // how it boots from UEFI firmware; nil: not by this version
+}
+
+// uefi is a machine that starts the kernel by UEFI firmware.
+type uefi struct {
+	deb             string // Debian's package of the firmware
+	code, variables string // its files
+	args            []string
+	memory          int64 // bytes that it needs beside the kernel's
 }
 
 // machines are by DKMS's name of the architecture. Of x86's the processor is
@@ -56,6 +65,11 @@ var machines = map[string]machine{
 		// The first spares a check of timers that emulation fails when it is slow, the second a
 		// rewrite of the kernel's code.
 		command: "no_timer_check noreplace-smp",
+		uefi: &uefi{
+			deb: "ovmf", code: "usr/share/OVMF/OVMF_CODE_4M.fd", variables: "usr/share/OVMF/OVMF_VARS_4M.fd",
+			args:   []string{"-machine", "q35", "-cpu", "qemu64", "-device", "isa-serial,chardev=report,index=1"},
+			memory: 128 << 20,
+		},
 	},
 	"aarch64": {
 		qemu: "qemu-system-aarch64", deb: "qemu-system-arm",
@@ -76,6 +90,7 @@ const commandLine = "loglevel=4 panic=-1 oops=panic softlockup_panic=1 watchdog_
 type guest struct {
 	machine
 	kernel, initramfs string // files
+	code, variables   string // the firmware's; "": the kernel is entered without
 	accel             Acceleration
 	memory            int64  // bytes
 	append            string // to the command line
@@ -183,7 +198,15 @@ func (g guest) arguments() []string {
 		line = append(line, g.append)
 	}
 	args := []string{"-accel", string(g.accel)}
-	args = append(args, g.args...)
+	if g.code != "" {
+		flash := func(file, more string) string {
+			return "if=pflash,format=raw," + more + ",file=" + strings.ReplaceAll(file, ",", ",,")
+		}
+		args = append(args, g.uefi.args...)
+		args = append(args, "-drive", flash(g.code, "unit=0,readonly=on"), "-drive", flash(g.variables, "unit=1"))
+	} else {
+		args = append(args, g.args...)
+	}
 	return append(args, "-smp", "1", "-m", strconv.FormatInt(g.memory>>20, 10), "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-chardev", "file,id=console,path=/dev/fd/3", "-serial", "chardev:console",

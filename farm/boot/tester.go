@@ -19,6 +19,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kofarm/kofarm/farm/boot/efivars"
 	"github.com/kofarm/kofarm/images/store"
 )
 
@@ -53,6 +54,7 @@ type Tester struct {
 	Timeout  time.Duration // that one step of a module may take, as loading it; 0: DefaultTimeout
 	Memory   int64         // bytes of a guest; 0: DefaultMemory
 	Options  string        // more of the kernel's command line, as module.sig_enforce=1
+	Trust    []byte        // a certificate in DER that UEFI firmware tells the kernel to trust; nil: none, or no firmware
 	Log      *slog.Logger
 
 	mu    sync.Mutex
@@ -103,7 +105,7 @@ func Supported(arch string) error {
 
 // Stored gives the verdict on a unit that the store has, or nil.
 func (t *Tester) Stored(k Kernel, u *Unit) *Report {
-	d, err := t.Store.Ref(verdictRef, u.key(k, t.Options))
+	d, err := t.Store.Ref(verdictRef, u.key(k, t.Options, t.Trust))
 	if err != nil {
 		return nil
 	}
@@ -132,7 +134,7 @@ func (t *Tester) save(k Kernel, u *Unit, r *Report) error {
 	if err != nil {
 		return err
 	}
-	return t.Store.SetRef(verdictRef, u.key(k, t.Options), d)
+	return t.Store.SetRef(verdictRef, u.key(k, t.Options, t.Trust), d)
 }
 
 // Test finds the verdicts on units, in their order: from the store, or by
@@ -223,6 +225,9 @@ func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
 	if t.Accel == KVM && !machines[k.Arch].native() {
 		return nil, fmt.Errorf("KVM does not run kernels for %s here: accel auto or tcg emulates them", k.Arch)
 	}
+	if t.Trust != nil && k.uefi() == nil {
+		return nil, fmt.Errorf("kernel %s is not booted from UEFI firmware, which would have it trust a certificate", k.Release)
+	}
 	l := &library{t.Store, t.Packages}
 	once, _ := t.once.LoadOrStore(k.digest(), sync.OnceValues(func() (*prepared, error) { return l.prepare(ctx, k) }))
 	p, err := once.(func() (*prepared, error))()
@@ -233,7 +238,11 @@ func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
 	if s.dir, err = os.MkdirTemp(t.Store.TempDir(), "boot-"); err != nil {
 		return nil, err
 	}
-	if err := copyBlob(t.Store, p.image, s.kernelFile()); err != nil {
+	err = copyBlob(t.Store, p.image, s.kernelFile())
+	if p.uefi() != nil {
+		err = errors.Join(err, copyBlob(t.Store, p.code, s.codeFile()))
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
@@ -241,6 +250,8 @@ func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
 
 func (s *session) kernelFile() string    { return filepath.Join(s.dir, "kernel") }
 func (s *session) initramfsFile() string { return filepath.Join(s.dir, "initramfs") }
+func (s *session) codeFile() string      { return filepath.Join(s.dir, "code") }
+func (s *session) variablesFile() string { return filepath.Join(s.dir, "variables") }
 func (s *session) close() error          { return os.RemoveAll(s.dir) }
 
 // batch tests units together. settle is told of each unit once.
@@ -402,9 +413,18 @@ func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash,
 		return nil, nil, err
 	}
 	g.memory = cmp.Or(s.Memory, DefaultMemory) + max(0, 2*(size-smallInitramfs))
+	if u := s.uefi(); u != nil {
+		g.code, g.variables = s.codeFile(), s.variablesFile()
+		g.memory += u.memory
+	}
 	var last error
 	for range maxStarts {
-		g.accel, g.first = s.accel()
+		if err := s.writeVariables(); err != nil {
+			return nil, nil, err
+		}
+		if g.accel, g.first = s.accel(); g.code != "" {
+			g.first *= 2
+		}
 		run := &bootRun{}
 		begun := time.Now()
 		out, err := g.run(ctx, run.line)
@@ -476,6 +496,21 @@ func (s *session) writeInitramfs(ctx context.Context, g guest, units []*loading)
 		return 0, err
 	}
 	return f.Seek(0, io.SeekCurrent)
+}
+
+// writeVariables writes the firmware's variables anew, as a boot changes them.
+func (s *session) writeVariables() error {
+	if s.uefi() == nil {
+		return nil
+	}
+	data, err := s.Store.Get(s.vars.Digest, efivars.MaxSize)
+	if err == nil && s.Trust != nil {
+		data, err = efivars.Trust(data, s.Trust)
+	}
+	if err != nil {
+		return fmt.Errorf("variables of the firmware in %v: %w", s.Kernel.Packages, err)
+	}
+	return os.WriteFile(s.variablesFile(), data, 0o600)
 }
 
 // copyBlob copies a verified blob to a file: qemu would not notice a damaged one.

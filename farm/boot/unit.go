@@ -27,7 +27,7 @@ type Unit struct {
 // Module is a module under test.
 type Module struct {
 	File       string // its name, with .ko
-	SHA256     string // hex
+	SHA256     string // hex: of its content, or of all that makes it
 	Parameters []string
 	Open       func() ([]byte, error) // gives it, plain
 }
@@ -47,13 +47,13 @@ exit 1
 const verdictFormat = 1
 
 // key names the unit's verdict: by all that it depends on.
-func (u *Unit) key(k Kernel, options string) string {
+func (u *Unit) key(k Kernel, options string, trust []byte) string {
 	h := sha256.New()
 	part := func(format string, args ...any) { fmt.Fprintf(h, format+"\n", args...) }
 	part("kofarm verdict %d", verdictFormat)
 	part("%s", k.digest())
 	part("%x %q", sha256.Sum256(initScript), modprobe)
-	part("%q %q %q", commandLine, machines[k.Arch].command, options)
+	part("%q %q %q %x", commandLine, machines[k.Arch].command, options, sha256.Sum256(trust))
 	for _, m := range u.Modules {
 		part("%q %s %q", m.File, m.SHA256, m.Parameters)
 	}

@@ -245,10 +245,10 @@ const Busybox = "busybox-static"
 
 // Image finds the packages that a boot of the kernel needs, sorted by name:
 // those that hold the kernel itself and its modules, of the headers' version,
-// else the newest, and [Busybox]. Where the archive does not have the kernel with
+// else the newest, [Busybox], and what else it takes by name. Where the archive does not have the kernel with
 // Debian's signature yet, which comes hours or days later, it is the one without.
 // There are none where it has only headers.
-func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
+func (s *Suite) Image(k Kernel, more ...string) ([]*apt.Package, error) {
 	found, err := s.Lookup("linux-image-" + k.Release)
 	if err == nil && len(found) == 0 {
 		found, err = s.Lookup("linux-image-" + k.Release + "-unsigned")
@@ -277,11 +277,13 @@ func (s *Suite) Image(k Kernel) ([]*apt.Package, error) {
 			}
 		}
 	}
-	busybox, err := s.Lookup(Busybox)
-	if err != nil {
-		return nil, err
+	for _, name := range append([]string{Busybox}, more...) {
+		found, err := s.Lookup(name)
+		if err != nil {
+			return nil, err
+		}
+		pkgs = append(pkgs, found[:min(1, len(found))]...)
 	}
-	pkgs = append(pkgs, busybox[:min(1, len(busybox))]...)
 	slices.SortFunc(pkgs, func(a, b *apt.Package) int { return strings.Compare(a.Name, b.Name) })
 	return pkgs, nil
 }

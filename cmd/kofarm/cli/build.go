@@ -61,7 +61,7 @@ func (a *app) packageCommand() *cobra.Command {
 				return err
 			}
 			results := farm.Stored(s.store, s.plan.Cells)
-			if err := a.knownTests(s, results); err != nil {
+			if err := a.knownTests(cmd.Context(), s, results); err != nil {
 				return err
 			}
 			return a.collect(cmd.Context(), s, c, results)
@@ -88,7 +88,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	tests, err := a.farmTests(s)
+	tests, err := a.farmTests(ctx, s)
 	if err != nil {
 		return err
 	}

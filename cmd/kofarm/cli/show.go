@@ -90,7 +90,7 @@ func (a *app) status(ctx context.Context, file string) error {
 		return err
 	}
 	results := farm.Stored(s.store, s.plan.Cells)
-	if err := a.knownTests(s, results); err != nil {
+	if err := a.knownTests(ctx, s, results); err != nil {
 		return err
 	}
 	grid := report.NewGrid()

@@ -46,7 +46,7 @@ some are not, or are missing; 3 a kernel does not boot, or qemu does not run.`,
 }
 
 // tester makes the tests of a session; settings of the farm file give way to flags.
-func (a *app) tester(s *session, f testFlags) (*farm.Tests, error) {
+func (a *app) tester(ctx context.Context, s *session, f testFlags) (*farm.Tests, error) {
 	switch boot.Acceleration(f.accel) {
 	case "", boot.Auto, boot.KVM, boot.TCG:
 	default:
@@ -58,7 +58,16 @@ func (a *app) tester(s *session, f testFlags) (*farm.Tests, error) {
 		t.Timeout = cmp.Or(t.Timeout, set.Timeout)
 		t.Memory = int64(set.Memory)
 	}
-	return farm.NewTests(s.farm, s.dir, s.store, t)
+	tests, err := farm.NewTests(s.farm, s.dir, s.store, t)
+	if err != nil || !s.farm.Test.Enforces() {
+		return tests, err
+	}
+	if tests.ModuleKey, err = x509Key(ctx, s.farm.File, s.dir, s.farm.Output.SignModules, ""); err != nil {
+		return nil, err
+	}
+	tests.Kernels = s.images
+	t.Trust, t.Options = tests.ModuleKey.Certificate(), "module.sig_enforce=1"
+	return tests, nil
 }
 
 func (a *app) test(ctx context.Context, file string, f testFlags) error {
@@ -73,7 +82,7 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 	if err := a.prepare(ctx, s, p); err != nil {
 		return err
 	}
-	tests, err := a.tester(s, f)
+	tests, err := a.tester(ctx, s, f)
 	if err != nil {
 		return err
 	}
@@ -89,11 +98,11 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 
 // farmTests makes the tests that the farm file asks for, nil if it asks for none,
 // and finds out whether they can run: before anything is built.
-func (a *app) farmTests(s *session) (*farm.Tests, error) {
+func (a *app) farmTests(ctx context.Context, s *session) (*farm.Tests, error) {
 	if s.farm.Test == nil {
 		return nil, nil
 	}
-	tests, err := a.tester(s, testFlags{})
+	tests, err := a.tester(ctx, s, testFlags{})
 	if err != nil {
 		return nil, err
 	}
@@ -104,20 +113,25 @@ func (a *app) farmTests(s *session) (*farm.Tests, error) {
 		if err := boot.Supported(c.Kernel.Arch); err != nil {
 			return nil, infrastructure(fmt.Errorf("test: %w", err))
 		}
+		if s.farm.Test.Enforces() && boot.Firmware(c.Kernel.Arch) == "" {
+			return nil, &matrix.Error{File: s.farm.File, Line: s.farm.Test.Pos.Line, Column: s.farm.Test.Pos.Column, Value: c.Kernel.Arch,
+				Msg:  "signatures: kernels for " + c.Kernel.Arch + " are not booted from UEFI firmware by this version",
+				Hint: "signatures: ignore, or no such kernels"}
+		}
 	}
 	return tests, nil
 }
 
 // knownTests sets the results' tests from the store, if the farm file asks for them.
-func (a *app) knownTests(s *session, results []*farm.Result) error {
+func (a *app) knownTests(ctx context.Context, s *session, results []*farm.Result) error {
 	if s.farm.Test == nil {
 		return nil
 	}
-	tests, err := a.tester(s, testFlags{})
+	tests, err := a.tester(ctx, s, testFlags{})
 	if err != nil {
 		return err
 	}
-	return classify(tests.Known(results))
+	return classify(tests.Known(ctx, results))
 }
 
 // sayVerdict prints a line for each verdict that is not from the store.
