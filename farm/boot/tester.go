@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,32 @@ func Supported(arch string) error {
 		return fmt.Errorf("%s is not installed: apt install %s, or take test: out of the farm file", m.qemu, m.deb)
 	}
 	return nil
+}
+
+// Host is what this machine has to boot kernels of an architecture with.
+type Host struct {
+	Arch    string // DKMS's name
+	Program string // qemu's
+	Package string // Debian's, of it
+	Version string // what qemu says of itself; "": it is not there, or does not run
+	Err     error  // why there is no version
+	KVM     bool   // it may be used; whether kernels boot with it the first boot shows
+}
+
+// Hosts says for each architecture what this machine has.
+func Hosts(ctx context.Context) []Host {
+	var hosts []Host
+	for _, arch := range slices.Sorted(maps.Keys(machines)) {
+		m := machines[arch]
+		h := Host{Arch: arch, Program: m.qemu, Package: m.deb, KVM: m.native() && kvmUsable()}
+		out, err := exec.CommandContext(ctx, m.qemu, "--version").Output()
+		h.Version, _, _ = strings.Cut(string(out), "\n")
+		if h.Err = err; err == nil && h.Version == "" {
+			h.Err = fmt.Errorf("%s does not say its version", m.qemu)
+		}
+		hosts = append(hosts, h)
+	}
+	return hosts
 }
 
 // Stored gives the verdict on a unit that the store has, or nil.

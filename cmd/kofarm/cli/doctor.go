@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 	"github.com/kofarm/kofarm/worker/containerd"
@@ -65,7 +66,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor [farm.yaml]",
 		Short: "Say what this host can run, and how to mend what is missing",
 		Long: `doctor runs a container on each runtime and looks at what builds need: the
-kernel, cgroups, disk, memory, and with a farm file (farm.yaml where there is
+kernel, cgroups, disk, memory, qemu for tests, and with a farm file (farm.yaml where there is
 one) its keyrings, mirrors and shared cache. Exit status: 0 where at least one
 runtime works, else 3.`,
 		Args: cobra.MaximumNArgs(1),
@@ -125,6 +126,7 @@ func (a *app) doctor(ctx context.Context, f *matrix.Farm, only string, rt runtim
 	}
 	if only == "" {
 		d.Checks = append(d.Checks, hostChecks(os.DirFS("/"), os.Geteuid() == 0)...)
+		d.Checks = append(d.Checks, bootChecks(boot.Hosts(ctx), f != nil && f.Test != nil)...)
 		d.Checks = append(d.Checks, storeCheck)
 		d.Checks = append(d.Checks, a.farmChecks(ctx, f)...)
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/registry"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
@@ -26,6 +28,30 @@ import (
 func hostChecks(root fs.FS, isRoot bool) []check {
 	h := host{root, isRoot}
 	return []check{h.userNamespaces(), h.overlay(), h.cgroups(), h.seccomp(), h.memory()}
+}
+
+// bootChecks says what boots kernels for tests. It need not be there where no farm
+// file asks for it.
+func bootChecks(hosts []boot.Host, wanted bool) []check {
+	var checks []check
+	for _, h := range hosts {
+		c := check{Name: "test on " + h.Arch, Status: good, Detail: h.Version + ", which emulates"}
+		switch {
+		case h.Err != nil:
+			c.Status, c.Detail = absent, h.Program+": "+h.Err.Error()
+			if errors.Is(h.Err, exec.ErrNotFound) {
+				c.Detail = h.Program + " is not installed"
+			}
+			c.Remedy = "to boot kernels for " + h.Arch + ": apt install " + h.Package
+			if wanted {
+				c.Status = warning
+			}
+		case h.KVM:
+			c.Detail = h.Version + "; KVM is there, and is used where kernels boot with it"
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 // host is a root file system with /proc and /sys.

@@ -1,10 +1,15 @@
 package cli
 
 import (
+	"errors"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/kofarm/kofarm/farm/boot"
 )
 
 func TestHostChecks(t *testing.T) {
@@ -67,6 +72,26 @@ func TestHostChecks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestBootChecks(t *testing.T) {
+	hosts := []boot.Host{
+		{Arch: "x86_64", Version: "QEMU 7.2", KVM: true},
+		{Arch: "aarch64", Program: "qemu-arm", Package: "qemu-system-arm", Err: &exec.Error{Name: "qemu-arm", Err: exec.ErrNotFound}},
+		{Arch: "riscv64", Program: "qemu-riscv", Package: "qemu-system-misc", Err: errors.New("exit status 127")},
+	}
+	got := bootChecks(hosts, false)
+	want := []check{
+		{"test on x86_64", good, "QEMU 7.2; KVM is there, and is used where kernels boot with it", ""},
+		{"test on aarch64", absent, "qemu-arm is not installed", "to boot kernels for aarch64: apt install qemu-system-arm"},
+		{"test on riscv64", absent, "qemu-riscv: exit status 127", "to boot kernels for riscv64: apt install qemu-system-misc"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := bootChecks(hosts, true)[1].Status; got != warning {
+		t.Errorf("where the farm file has tests: %s", got)
 	}
 }
 
