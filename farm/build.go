@@ -210,15 +210,15 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err != nil {
 		return nil, errors.Join(err, log.abort())
 	}
-	rec, modules, err := b.judge(res, limits, output, log)
+	rec, out, err := b.judge(res, limits, output, log)
 	if err != nil {
 		return nil, err
 	}
-	rec.Check, err = b.check(ctx, c, modules)
+	rec.Check, err = b.check(ctx, c, out)
 	if err != nil {
 		return nil, err
 	}
-	if rec.Outcome == Built && len(modules) == 0 {
+	if rec.Outcome == Built && len(out.Modules) == 0 {
 		rec.Check.Problems = []Problem{{c.Module.Name, kmod.KindFormat, "dkms.conf names no module: there is nothing to pack"}}
 	}
 	return rec, records{b.Store}.save(c.Key, rec)
@@ -239,17 +239,16 @@ func (b *Builder) run(ctx context.Context, c *Cell, slots *slots, task worker.Ta
 }
 
 // judge makes a record of what a run has given, and stores its blobs.
-func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log *logWriter) (_ *Record, _ []worker.File, err error) {
+func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log *logWriter) (_ *Record, out worker.Output, err error) {
 	rec := &Record{Outcome: Failed, Seconds: res.Duration.Seconds(), MemoryPeak: res.MemoryPeak}
 	if rec.Log, err = log.commit(); err != nil {
-		return nil, nil, err
+		return nil, out, err
 	}
-	var out worker.Output
 	if phase, message := abnormal(res, limits); phase != "" {
 		rec.Phase, rec.Message = phase, message
 	} else {
 		if _, err := output.Seek(0, 0); err != nil {
-			return nil, nil, err
+			return nil, out, err
 		}
 		var err error
 		out, err = worker.ReadOutput(output)
@@ -274,10 +273,10 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 	}
 	if rec.Outcome == Failed {
 		if rec.FirstError, err = (records{b.Store}).firstError(rec.Log); err != nil {
-			return nil, nil, err
+			return nil, out, err
 		}
 	}
-	return rec, out.Modules, b.storeBlobs(rec, out)
+	return rec, out, b.storeBlobs(rec, out)
 }
 
 func diskFull(limits worker.Limits) string {

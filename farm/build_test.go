@@ -490,12 +490,29 @@ func TestSymversCache(t *testing.T) {
 	}
 }
 
+// TestCheckPrograms finds a program of this machine in the user-space files of a
+// build for another architecture.
+func TestCheckPrograms(t *testing.T) {
+	self, err := os.ReadFile("/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []worker.Installed{{Name: "usr/bin/tool", Data: self}, {Name: "usr/share/x.o", Data: goodModule(t)}, {Name: "etc/x", Data: []byte("x")}}
+	for arch, want := range map[string]int{"x86_64": 0, "aarch64": 1} {
+		c := &Cell{Cell: &matrix.Cell{Kernel: &matrix.Kernel{Arch: arch}}}
+		got := checkPrograms(c, files)
+		if len(got) != want || want > 0 && (got[0].Module != "usr/bin/tool" || got[0].Kind != kmod.KindMachine) {
+			t.Errorf("for %s: %+v", arch, got)
+		}
+	}
+}
+
 // TestCheckNames has a problem of each module by its file's name.
 func TestCheckNames(t *testing.T) {
 	b, _ := builder(openStore(t), nil)
 	b.symvers.load = noImages{}.Symvers
 	c := testCells(t, 2)[1] // another kernel than the module's
-	got, err := b.check(t.Context(), c, []worker.File{{Name: "good.ko", Data: goodModule(t)}, {Name: "bad.ko", Data: []byte("?")}})
+	got, err := b.check(t.Context(), c, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: goodModule(t)}, {Name: "bad.ko", Data: []byte("?")}}})
 	if err != nil || len(got.Problems) != 2 || got.Format != checkFormat {
 		t.Fatalf("%+v, %v", got, err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images"
+	"github.com/kofarm/kofarm/matrix/kernel"
 	"github.com/kofarm/kofarm/worker"
 )
 
@@ -21,8 +22,9 @@ const checkFormat = 2
 
 // check judges built modules against the cell's kernel, before anything packs
 // them. A finding is no error.
-func (b *Builder) check(ctx context.Context, c *Cell, files []worker.File) (Checked, error) {
+func (b *Builder) check(ctx context.Context, c *Cell, out worker.Output) (Checked, error) {
 	checked := Checked{Format: checkFormat}
+	files := out.Modules
 	if len(files) == 0 {
 		return checked, nil
 	}
@@ -49,7 +51,21 @@ func (b *Builder) check(ctx context.Context, c *Cell, files []worker.File) (Chec
 			checked.Problems = append(checked.Problems, Problem{files[i].Name, p.Kind, clip(p.Detail)})
 		}
 	}
+	checked.Problems = append(checked.Problems, checkPrograms(c, out.Installed)...)
 	return checked, nil
+}
+
+// checkPrograms finds what of a build for another architecture was built for
+// this machine, by Makefiles that ask for no other compiler.
+func checkPrograms(c *Cell, files []worker.Installed) []Problem {
+	machine := kernel.Machine()
+	var found []Problem
+	for _, f := range files {
+		if c.Kernel.Arch != machine && kmod.ProgramArch(f.Data) == machine {
+			found = append(found, Problem{f.Name, kmod.KindMachine, fmt.Sprintf("the program is for %s, the kernel is %s: build it by $CC, which is the cross compiler", machine, c.Kernel.Arch)})
+		}
+	}
+	return found
 }
 
 // symversKept is how many kernels' symbols are kept at a time: cells of one

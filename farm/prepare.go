@@ -187,11 +187,26 @@ func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, 
 		return nil, fmt.Errorf("suite %s: %s is no architecture of Debian's", key.suite, key.arch)
 	}
 	suite, err := debian.Open(ctx, s.Apt, archive, key.suite, debArch, s.Now)
+	if errors.Is(err, apt.ErrArch) {
+		return nil, s.noArch(key, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening suite %s: %w", key.suite, err)
 	}
 	suite.Prefer(s.Lock.Versions(key.distribution, key.suite, debArch))
 	return suite, nil
+}
+
+// noArch is the error of a suite that is not there for an architecture which the
+// farm file names.
+func (s *prepared) noArch(key suiteKey, err error) error {
+	for _, a := range s.farm.Archs() {
+		if a.Text == key.arch && (a.Distribution == key.distribution || a.Distribution == "") &&
+			(slices.Contains(a.Suites, key.suite) || len(a.Suites) == 0) {
+			return s.mistake(a.Pos, a.Text, err.Error(), "")
+		}
+	}
+	return err
 }
 
 // suite gives a suite, and opens it where it is not open.

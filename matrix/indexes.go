@@ -38,20 +38,32 @@ func (f *Farm) Indexes() []Index {
 	return list
 }
 
-// Archs returns every mention of an architecture to build for, by its canonical name, with where it stands.
-func (f *Farm) Archs() []Word {
-	var list []Word
+// ArchUse is one mention of an architecture to build for.
+type ArchUse struct {
+	Word         // the canonical name
+	Distribution string
+	Suites       []string // that it is built for; empty: any
+}
+
+// Archs returns every mention of an architecture to build for.
+func (f *Farm) Archs() []ArchUse {
+	var list []ArchUse
+	add := func(words []Word, distribution string, suites []string) {
+		for _, w := range words {
+			list = append(list, ArchUse{w, distribution, suites})
+		}
+	}
 	for _, entry := range f.Kernels {
-		if entry.Set != nil {
-			list = append(list, entry.Set.Arch...)
+		if set := entry.Set; set != nil {
+			add(set.Arch, set.Distribution, texts(set.Suites))
 		}
 		if k := entry.Custom; k != nil {
-			list = append(list, Word{k.Arch, k.Pos})
+			add([]Word{{k.Arch, k.Pos}}, k.Toolchain.Distribution, []string{k.Toolchain.Suite})
 		}
 	}
 	for _, r := range f.Include {
 		if len(r.Release) > 0 {
-			list = append(list, names(r.Arch)...)
+			add(names(r.Arch), "", texts(names(r.Suite)))
 		}
 	}
 	return list

@@ -318,6 +318,23 @@ func cstring(b []byte, off uint64) (string, error) {
 // KSYM_NAME_LEN is 512.
 const maxName = 4096
 
+// ProgramArch gives the DKMS arch of an ELF program or shared library by its
+// first 20 bytes, and "" for any other file.
+func ProgramArch(data []byte) string {
+	if len(data) < 20 || string(data[:4]) != elf.ELFMAG {
+		return ""
+	}
+	little := elf.Data(data[elf.EI_DATA]) == elf.ELFDATA2LSB
+	order := binary.ByteOrder(binary.BigEndian)
+	if little {
+		order = binary.LittleEndian
+	}
+	if t := elf.Type(order.Uint16(data[16:])); t != elf.ET_EXEC && t != elf.ET_DYN {
+		return ""
+	}
+	return arches[elfKind{elf.Machine(order.Uint16(data[18:])), elf.Class(data[elf.EI_CLASS]) == elf.ELFCLASS64, little}]
+}
+
 // arches maps what an ELF header says to the DKMS arch, which is uname -m.
 var arches = map[elfKind]string{
 	{elf.EM_X86_64, true, true}:        "x86_64",

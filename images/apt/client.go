@@ -40,6 +40,9 @@ type Source struct {
 	Now          time.Time // decides about expiry; required
 }
 
+// ErrArch says that a suite has no packages of an architecture.
+var ErrArch = errors.New("no packages for")
+
 // Client opens suites. It is safe for concurrent use; its fields are not changed after the first call.
 type Client struct {
 	Fetch *fetch.Client
@@ -144,6 +147,9 @@ func (s Source) indexDirs(r *Release) ([]string, error) {
 				dirs = append(dirs, dir)
 				found = true
 			}
+		}
+		if !found && !slices.Contains(r.Architectures, s.Arch) {
+			return nil, fmt.Errorf("suite %s (%s): %w %s: its architectures are %s", s.Suite, s.Distribution, ErrArch, s.Arch, strings.Join(r.Architectures, ", "))
 		}
 		if !found {
 			return nil, fmt.Errorf("suite %s (%s) has no component %q for %s: its components are %s, its architectures %s",

@@ -122,6 +122,11 @@ func TestMissingComponent(t *testing.T) {
 	if _, err := newTestClient(t).Open(t.Context(), s); err == nil || !strings.Contains(err.Error(), `no component "mian" for amd64: its components are main, contrib`) {
 		t.Errorf("got %v", err)
 	}
+	s = source(a, keyring(t, false, key), srv.URL)
+	s.Arch = "sparc"
+	if _, err := newTestClient(t).Open(t.Context(), s); !errors.Is(err, ErrArch) || !strings.Contains(err.Error(), "no packages for sparc: its architectures are ") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestMirrors(t *testing.T) {

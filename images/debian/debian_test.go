@@ -76,12 +76,23 @@ func TestBuildPackages(t *testing.T) {
 	}
 }
 
-// TestClosure resolves kernels of the real archive.
-func TestClosure(t *testing.T) {
+// open opens a suite of the real archive until the test ends.
+func open(t *testing.T, suite, arch string) *Suite {
+	t.Helper()
 	store := rig.Store(t)
 	client := &fetch.Client{Dir: filepath.Join(store, "blobs/sha256"), Kept: filepath.Join(store, "cache/releases"), Partial: filepath.Join(store, "partial")}
 	archive := Archive{Distribution: "debian", Mirrors: []string{"http://deb.debian.org/debian"}, SecurityMirrors: []string{"http://deb.debian.org/debian-security"},
-		Components: []string{"main"}, Keyring: "/usr/share/keyrings/debian-archive-keyring.gpg"}
+		Components: []string{"main"}, Keyring: "/usr/share/keyrings/debian-archive-keyring.gpg", AllowExpired: []string{"sid"}}
+	s, err := Open(t.Context(), &apt.Client{Fetch: client, Dir: filepath.Join(store, "cache/indexes")}, archive, suite, arch, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// TestClosure resolves kernels of the real archive.
+func TestClosure(t *testing.T) {
 	tests := []struct {
 		suite, series                string
 		toolchain, headers, absences []string
@@ -93,11 +104,7 @@ func TestClosure(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.suite, func(t *testing.T) {
-			s, err := Open(t.Context(), &apt.Client{Fetch: client, Dir: filepath.Join(store, "cache/indexes")}, archive, tt.suite, "amd64", time.Now())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
+			s := open(t, tt.suite, "amd64")
 			kernels, err := s.Kernels()
 			if err != nil {
 				t.Fatal(err)

@@ -70,6 +70,36 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestTwoArchitectures has one version of a package for two architectures, as a
+// kernel that is cross-built for and booted may need.
+func TestTwoArchitectures(t *testing.T) {
+	busybox, other := pkg("busybox-static", "1:1.35.0-4"), pkg("busybox-static", "1:1.35.0-4")
+	other.Arch, other.SHA256 = "arm64", strings.Repeat("ef", 32)
+	newer := pkg("busybox-static", "1:1.37.0-1")
+	l := &lock.Lock{Suites: []*lock.Suite{{Distribution: "debian", Name: "bookworm", Arch: "aarch64", Asks: []string{"all"},
+		Kernels: []*lock.Kernel{{Release: "6.1.0-57-arm64", Image: []*lock.Package{other}, Toolchain: []*lock.Package{busybox, newer}}}}}}
+	data := l.Bytes()
+	for _, ref := range []string{"busybox-static:arm64=1:1.35.0-4", "busybox-static:amd64=1:1.35.0-4", "busybox-static=1:1.37.0-1"} {
+		if !strings.Contains(string(data), ref) {
+			t.Errorf("no %s in\n%s", ref, data)
+		}
+	}
+	read, err := lock.Parse("farm.lock", data)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, data)
+	}
+	if k := read.Suites[0].Kernels[0]; !bytes.Equal(read.Bytes(), data) || k.Image[0].Arch != "arm64" || k.Toolchain[0].Arch != "amd64" {
+		t.Errorf("got\n%s", read.Bytes())
+	}
+	if _, err := lock.Parse("farm.lock", bytes.Replace(data, []byte("busybox-static:arm64="), []byte("busybox-static="), 1)); err == nil || !strings.Contains(err.Error(), "NAME:ARCH=VERSION") {
+		t.Errorf("an ambiguous one: %v", err)
+	}
+	got := l.Versions("debian", "bookworm", "arm64")["busybox-static"]
+	if len(got) != 1 || got[0] != "1:1.35.0-4" {
+		t.Errorf("versions for arm64: %q", got)
+	}
+}
+
 // TestSize makes a lock of 200 kernels with 80 packages each.
 func TestSize(t *testing.T) {
 	var tools []*lock.Package

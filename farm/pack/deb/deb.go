@@ -23,6 +23,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
 // Info is what all packages have in common. Module, ModuleVersion, Licenses (or
@@ -158,15 +160,10 @@ func (i Info) validate() error {
 	return errors.Join(errs...)
 }
 
-// debArches are the kernel's names of architectures, an easy mistake, and what
-// Debian says instead.
-var debArches = map[string]string{
-	"x86_64": "amd64", "aarch64": "arm64", "i686": "i386", "ppc64le": "ppc64el", "armv7l": "armhf",
-}
-
-// checkArch is for packages of one architecture.
+// checkArch is for packages of one architecture. A name that others have for it
+// is an easy mistake.
 func (i Info) checkArch() error {
-	if want, ok := debArches[i.Arch]; ok {
+	if want, ok := kernel.DebianArch(i.Arch); ok && want != i.Arch {
 		return fmt.Errorf("architecture %q is called %q by Debian", i.Arch, want)
 	}
 	if i.Arch == "all" || i.Arch == "any" || i.Arch == "source" {

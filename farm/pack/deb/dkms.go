@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kofarm/kofarm/farm/pack/dkms"
+	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
 // DKMS is the package with the source for dkms: <name>-dkms. Its scripts hand
@@ -165,7 +166,7 @@ func (d DKMS) prebuilt(t tree, name string) error {
 }
 
 func (p Prebuilt) validate() error {
-	if want := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[p.Arch]; want != "" {
+	if want, ok := kernel.CanonicalArch(p.Arch); ok && want != p.Arch {
 		return fmt.Errorf("prebuilt for arch %q, which dkms calls %q", p.Arch, want)
 	}
 	if p.Size <= 0 || p.Open == nil {

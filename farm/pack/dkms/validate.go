@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
 // What names may look like. They become parts of paths in /var/lib/dkms,
@@ -84,15 +86,12 @@ func validateBuilds(layout Layout, builds []Build) error {
 	return errors.Join(errs...)
 }
 
-// debArches are Debian's names, an easy mistake, and what DKMS says instead.
-var debArches = map[string]string{"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
-
 func (b Build) validate() error {
 	errs := []error{
 		check("kernel release", b.Kernel, kernelPattern, maxKernelLen),
 		check("arch", b.Arch, archPattern, maxKernelLen),
 	}
-	if want, ok := debArches[b.Arch]; ok {
+	if want, ok := kernel.CanonicalArch(b.Arch); ok && want != b.Arch {
 		errs = append(errs, fmt.Errorf("arch %q is called %q by dkms", b.Arch, want))
 	}
 	if len(b.Modules) == 0 {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kofarm/kofarm/farm/pack/rpm/rpmfile"
+	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
 // ErrStyle says that a style cannot express a kernel's release.
@@ -158,10 +159,13 @@ func (i Info) metaPackage(k Kernel) (*rpmfile.Package, error) {
 	return p, errors.Join(err, rpmfile.CheckName(p.Name), rpmfile.CheckVersion(p.Release))
 }
 
-// rpmArches are RPM's names where they are not those of uname -m.
-var rpmArches = map[string]string{"armv7l": "armv7hl", "armv6l": "armv6hl"}
-
-func (k Kernel) rpmArch() string { return cmp.Or(rpmArches[k.Arch], k.Arch) }
+// rpmArch is RPM's name of the architecture, which may not be that of uname -m.
+func (k Kernel) rpmArch() string {
+	if name, ok := kernel.RPMArch(k.Arch); ok {
+		return name
+	}
+	return k.Arch
+}
 
 // short is the kernel's release as part of a version: without the arch at its
 // end, and with "_" for "-".
@@ -169,12 +173,9 @@ func (k Kernel) short() string {
 	return strings.ReplaceAll(strings.TrimSuffix(k.Release, "."+k.Arch), "-", "_")
 }
 
-// debArches are Debian's names, an easy mistake, and those that are meant.
-var debArches = map[string]string{"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
-
 func (k Kernel) validate() error {
 	err := errors.Join(check("kernel release", k.Release, kernelPattern, maxNameLen), check("arch", k.Arch, archPattern, maxNameLen))
-	if want, ok := debArches[k.Arch]; ok {
+	if want, ok := kernel.CanonicalArch(k.Arch); ok && want != k.Arch {
 		err = errors.Join(err, fmt.Errorf("arch %q is called %q by rpm", k.Arch, want))
 	}
 	if k.Flavor != "" {
