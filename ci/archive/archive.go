@@ -25,6 +25,12 @@ type Suite struct {
 // Open opens a suite of Debian for amd64 until the test ends.
 func Open(t testing.TB, suite string) *Suite {
 	t.Helper()
+	return OpenFor(t, suite, "amd64")
+}
+
+// OpenFor does so for an architecture, by Debian's name.
+func OpenFor(t testing.TB, suite, arch string) *Suite {
+	t.Helper()
 	s, err := store.Open(rig.Store(t))
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +41,7 @@ func Open(t testing.TB, suite string) *Suite {
 		Distribution: "debian", Mirrors: []string{"http://deb.debian.org/debian"},
 		SecurityMirrors: []string{"http://deb.debian.org/debian-security"}, Components: []string{"main"},
 		Keyring: Keyring, AllowExpired: []string{"sid"},
-	}, suite, "amd64", time.Now())
+	}, suite, arch, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
