@@ -46,7 +46,7 @@ var (
 	bookworm = farmOf("bookworm", theFive, `{suite: bookworm, arch: [amd64, arm64], flavors: [amd64, arm64], releases: [{latest: 1, of: "6.1.*"}]}`,
 		"exclude: [{arch: amd64, module: \"[!a]*\"}]\n")
 	trixie = farmOf("trixie", theFive, `{suite: trixie, arch: arm64, flavors: [arm64], releases: [{latest: 1, of: "6.12.*"}]}`, "")
-	sid    = farmOf("sid", theFive[:3], `{suite: sid, arch: arm64, flavors: [arm64]}`, "archives: {debian: {allow-expired: [sid]}}\n")
+	sid    = farmOf("sid", []string{"acpi-call", "v4l2loopback", "ddcci"}, `{suite: sid, arch: arm64, flavors: [arm64]}`, "archives: {debian: {allow-expired: [sid]}}\n")
 )
 
 // build builds a farm file in dir on a store, and gives its results.
