@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/store"
 )
 
@@ -69,7 +70,7 @@ func (u *cacheUse) usable() bool {
 
 // pull reports whether the store has got a result.
 func (u *cacheUse) pull(ctx context.Context, c *Cell) bool {
-	return u.usable() && u.judge(ctx, c, u.cache.Pull(ctx, c.Key))
+	return u.usable() && u.judge(ctx, c.Name(), u.cache.Pull(ctx, c.Key))
 }
 
 // offer pushes a result of an earlier run that the cache lacks.
@@ -81,18 +82,18 @@ func (u *cacheUse) offer(ctx context.Context, c *Cell) {
 	if err == nil && !has {
 		err = u.cache.Push(ctx, c.Key)
 	}
-	u.judge(ctx, c, err)
+	u.judge(ctx, c.Name(), err)
 }
 
 // push pushes a new result that is no failure.
 func (u *cacheUse) push(ctx context.Context, c *Cell, rec *Record) {
 	if rec.Outcome != Failed && u.usable() {
-		u.judge(ctx, c, u.cache.Push(ctx, c.Key))
+		u.judge(ctx, c.Name(), u.cache.Push(ctx, c.Key))
 	}
 }
 
-// judge tells a fault of one entry from one of the cache.
-func (u *cacheUse) judge(ctx context.Context, c *Cell, err error) bool {
+// judge tells a fault of one entry, a cell's, from one of the cache.
+func (u *cacheUse) judge(ctx context.Context, cell string, err error) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch {
@@ -100,16 +101,34 @@ func (u *cacheUse) judge(ctx context.Context, c *Cell, err error) bool {
 		u.faults = 0
 	case ctx.Err() != nil || u.faults >= maxFaults: // interrupted, or it has been given up meanwhile
 	case errors.Is(err, store.ErrDamaged):
-		u.log.Warn("the shared cache holds a damaged result, which is not used; have it removed there", "cell", c.Name(), "err", err)
+		u.log.Warn("the shared cache holds a damaged result, which is not used; have it removed there", "cell", cell, "err", err)
 	default:
 		if u.faults++; u.faults < maxFaults {
-			u.log.Warn("the shared cache cannot be used", "cell", c.Name(), "err", err)
+			u.log.Warn("the shared cache cannot be used", "cell", cell, "err", err)
 		} else {
-			u.log.Warn("the shared cache cannot be used, and is not asked again in this run", "cell", c.Name(), "err", err)
+			u.log.Warn("the shared cache cannot be used, and is not asked again in this run", "cell", cell, "err", err)
 		}
 	}
 	return err == nil
 }
+
+// verdicts is the use of a cache of verdicts (see boot.Shared).
+type verdicts struct{ *cacheUse }
+
+func (v verdicts) Pull(ctx context.Context, key, cell string) {
+	if v.usable() {
+		v.judge(ctx, cell, v.cache.Pull(ctx, key))
+	}
+}
+
+func (v verdicts) Push(ctx context.Context, key, cell string) {
+	if v.usable() {
+		v.judge(ctx, cell, v.cache.Push(ctx, key))
+	}
+}
+
+// SharedVerdicts has tests share verdicts by a cache of boot.VerdictRef.
+func SharedVerdicts(c Cache, log *slog.Logger) boot.Shared { return verdicts{newCacheUse(c, log)} }
 
 // exchange looks the missing cells up in the cache, offers it the others, and
 // returns the cells that have to be built.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kofarm/kofarm/farm/kmod"
+	"github.com/kofarm/kofarm/images/store"
 )
 
 // TestCPIO has busybox unpack what is written.
@@ -379,4 +380,47 @@ func FuzzLZ4(f *testing.F) {
 			t.Fatal(len(out))
 		}
 	})
+}
+
+// TestStored has verdicts that are not on what is asked for, in a store or a
+// registry that others write to.
+func TestStored(t *testing.T) {
+	s, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	tester := &Tester{Store: s}
+	k := Kernel{Release: "6.1.0-1-amd64", Arch: "x86_64"}
+	unit := func(sha string) *Unit { return &Unit{Modules: []Module{{File: "a.ko", SHA256: sha}}} }
+	good := &Report{Verdict: Loaded, Modules: []ModuleReport{{Module: "a.ko", Verdict: Loaded}}}
+	if err := tester.save(t.Context(), k, unit("1"), good); err != nil {
+		t.Fatal(err)
+	}
+	if r := tester.Stored(k, unit("1")); r == nil || r.Verdict != Loaded {
+		t.Errorf("%+v", r)
+	}
+	for name, other := range map[string]*Tester{"other options": {Store: s, Options: "x"}, "a certificate": {Store: s, Trust: []byte("x")}} {
+		if r := other.Stored(k, unit("1")); r != nil {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	d, err := s.Ref(VerdictRef, unit("1").key(k, "", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetRef(VerdictRef, unit("2").key(k, "", nil), d); err != nil {
+		t.Fatal(err)
+	}
+	if r := tester.Stored(k, unit("2")); r != nil {
+		t.Errorf("another module's: %+v", r)
+	}
+	for name, bad := range map[string]*Report{"a verdict that there is not": {Verdict: "fine", Modules: good.Modules}, "no modules": {Verdict: Loaded}} {
+		if err := tester.save(t.Context(), k, unit(name), bad); err != nil {
+			t.Fatal(err)
+		}
+		if r := tester.Stored(k, unit(name)); r != nil {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +55,7 @@ type Tester struct {
 	Memory   int64         // bytes of a guest; 0: DefaultMemory
 	Options  string        // more of the kernel's command line, as module.sig_enforce=1
 	Trust    []byte        // a certificate in DER that UEFI firmware tells the kernel to trust; nil: none, or no firmware
+	Shared   Shared        // verdicts that others have found; nil: there are none
 	Log      *slog.Logger
 
 	mu    sync.Mutex
@@ -85,12 +85,6 @@ type Result struct {
 	Cached bool  // not booted anew
 	Err    error // why there is no report: the kernel does not boot, or qemu does not run
 }
-
-// verdictRef is the kind of the refs that name verdicts.
-const verdictRef = "verdict"
-
-// maxVerdict bounds a stored verdict in bytes.
-const maxVerdict = 16 << 20
 
 // Supported says whether kernels of an architecture can be booted here.
 func Supported(arch string) error {
@@ -130,40 +124,6 @@ func Hosts(ctx context.Context) []Host {
 	return hosts
 }
 
-// Stored gives the verdict on a unit that the store has, or nil.
-func (t *Tester) Stored(k Kernel, u *Unit) *Report {
-	d, err := t.Store.Ref(verdictRef, u.key(k, t.Options, t.Trust))
-	if err != nil {
-		return nil
-	}
-	data, err := t.Store.Get(d.Digest, maxVerdict)
-	if err != nil {
-		return nil
-	}
-	var r Report
-	if json.Unmarshal(data, &r) != nil || !slices.Contains(Verdicts(), r.Verdict) || len(r.Modules) != len(u.Modules) {
-		return nil
-	}
-	return &r
-}
-
-// save stores a verdict; but not that a module hangs, which may be the machine's
-// fault and is found anew.
-func (t *Tester) save(k Kernel, u *Unit, r *Report) error {
-	if r.Verdict == Hung {
-		return nil
-	}
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	d, err := t.Store.Put(data, "application/vnd.kofarm.verdict.v1+json")
-	if err != nil {
-		return err
-	}
-	return t.Store.SetRef(verdictRef, u.key(k, t.Options, t.Trust), d)
-}
-
 // Test finds the verdicts on units, in their order: from the store, or by
 // booting the kernel, as seldom as that can be. finished, unless it is nil, is
 // told of each. The error is the context's or the disk's.
@@ -182,7 +142,7 @@ func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished fun
 	}
 	var missing []int
 	for i, u := range units {
-		if r := t.Stored(k, u); r != nil {
+		if r := t.known(ctx, k, u); r != nil {
 			settle(i, Result{Report: r, Cached: true})
 			continue
 		}
@@ -215,7 +175,7 @@ func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished fun
 			if failure != nil {
 				return nil
 			}
-			return t.save(k, units[i], r)
+			return t.save(ctx, k, units[i], r)
 		})
 		if err != nil {
 			return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/registry"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
@@ -22,19 +23,44 @@ func (a *app) cache(s *session) (farm.Cache, error) {
 	if s.bundle != nil {
 		return farm.BundleCache{Bundle: s.bundle, Store: s.store}, nil
 	}
+	shared, err := a.registryCache(s, farm.ResultRef)
+	if shared == nil || err != nil {
+		return nil, err
+	}
+	s.images.Shared = shared.Layers(s.farm.Cache.Mode == matrix.CacheReadWrite, a.log)
+	return asAllowed(s.farm, shared), nil
+}
+
+// sharedVerdicts is where tests share their verdicts, beside the results; nil for
+// nowhere.
+func (a *app) sharedVerdicts(s *session) (boot.Shared, error) {
+	shared, err := a.registryCache(s, boot.VerdictRef)
+	if shared == nil || err != nil {
+		return nil, err
+	}
+	return farm.SharedVerdicts(asAllowed(s.farm, shared), a.log), nil
+}
+
+// registryCache shares refs of a kind by the registry that the farm file names;
+// nil where it names none, or no network is to be used.
+func (a *app) registryCache(s *session, kind string) (*registry.Cache, error) {
 	c := s.farm.Cache
-	if c.Registry == "" || a.offline {
+	if c.Registry == "" || a.offline || s.bundle != nil {
 		return nil, nil
 	}
-	shared, err := registry.NewCache(s.store, farm.ResultRef, c.Registry, c.Insecure)
+	shared, err := registry.NewCache(s.store, kind, c.Registry, c.Insecure)
 	if err != nil {
 		return nil, &matrix.Error{File: s.farm.File, Line: c.Pos.Line, Column: c.Pos.Column, Msg: err.Error()}
 	}
-	s.images.Shared = shared.Layers(c.Mode == matrix.CacheReadWrite, a.log)
-	if c.Mode == matrix.CacheRead {
-		return farm.ReadOnly{Cache: shared}, nil
-	}
 	return shared, nil
+}
+
+// asAllowed is a cache that takes only what the farm file lets it take.
+func asAllowed(f *matrix.Farm, c farm.Cache) farm.Cache {
+	if f.Cache.Mode == matrix.CacheRead {
+		return farm.ReadOnly{Cache: c}
+	}
+	return c
 }
 
 func (a *app) serveCommand() *cobra.Command {

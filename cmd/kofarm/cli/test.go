@@ -58,6 +58,10 @@ func (a *app) tester(ctx context.Context, s *session, f testFlags) (*farm.Tests,
 		t.Timeout = cmp.Or(t.Timeout, set.Timeout)
 		t.Memory = int64(set.Memory)
 	}
+	var err error
+	if t.Shared, err = a.sharedVerdicts(s); err != nil {
+		return nil, err
+	}
 	tests, err := farm.NewTests(s.farm, s.dir, s.store, t)
 	if err != nil || !s.farm.Test.Enforces() {
 		return tests, err
