@@ -32,6 +32,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kofarm/kofarm/farm/keyfile"
 	"github.com/kofarm/kofarm/farm/kmod"
 )
 
@@ -40,7 +41,7 @@ var (
 	// ErrKey marks a key or a certificate that cannot sign modules.
 	ErrKey = errors.New("no usable key")
 	// ErrPassphrase marks a passphrase or PIN that is missing or wrong.
-	ErrPassphrase = errors.New("the key's passphrase")
+	ErrPassphrase = keyfile.ErrPassphrase
 	// ErrSignature marks a module that the certificate's key has not signed so.
 	ErrSignature = errors.New("not signed by this certificate's key")
 	// ErrUnsigned marks a module without a signature.

@@ -1,21 +1,18 @@
 package modsign
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"os"
+
+	"github.com/kofarm/kofarm/farm/keyfile"
 )
 
-// Limits on what is read, in bytes.
-const (
-	maxKey        = 1 << 20 // RSA-8192 with a chain of certificates takes some 20 kB
-	maxPassphrase = 4 << 10
-)
+// maxKey is in bytes; RSA-8192 with a chain of certificates takes some 20 kB.
+const maxKey = 1 << 20
 
 // Source says where a key and its certificate are. Exactly one of Key, KeyEnv,
 // PKCS11 and Command is set.
@@ -84,7 +81,7 @@ func (s Source) load() (*Key, error) {
 		return nil, err
 	}
 	if s.PassphraseEnv != "" || s.PassphraseFile != "" {
-		if t.PIN, err = s.passphrase(); err != nil {
+		if t.PIN, err = keyfile.Passphrase(s.PassphraseEnv, s.PassphraseFile); err != nil {
 			return nil, err
 		}
 	}
@@ -119,7 +116,7 @@ func (s Source) loadSecret(cert *x509.Certificate) (*Key, error) {
 
 func (s Source) read() (data []byte, from string, err error) {
 	if s.Key != "" {
-		data, err = readFile(s.Key, maxKey)
+		data, err = keyfile.Read(s.Key, maxKey)
 		return data, s.Key, err
 	}
 	value := os.Getenv(s.KeyEnv)
@@ -129,25 +126,9 @@ func (s Source) read() (data []byte, from string, err error) {
 	return []byte(value), "$" + s.KeyEnv, nil
 }
 
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() // only read
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
-	}
-	return data, nil
-}
-
 // ReadCertificate reads a certificate, PEM or DER; of several in a PEM the first.
 func ReadCertificate(path string) (*x509.Certificate, error) {
-	data, err := readFile(path, maxKey)
+	data, err := keyfile.Read(path, maxKey)
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
@@ -169,26 +150,4 @@ func firstBlock(data []byte, kind string) *pem.Block {
 		}
 		data = rest
 	}
-}
-
-// passphrase reads the passphrase or PIN; [ErrPassphrase] where there is none.
-func (s Source) passphrase() ([]byte, error) {
-	switch {
-	case s.PassphraseEnv != "" && s.PassphraseFile != "":
-		return nil, fmt.Errorf("%w: name either an environment variable or a file", ErrPassphrase)
-	case s.PassphraseEnv != "":
-		value, ok := os.LookupEnv(s.PassphraseEnv)
-		if !ok {
-			return nil, fmt.Errorf("%w: the environment variable %s is not set", ErrPassphrase, s.PassphraseEnv)
-		}
-		return []byte(value), nil
-	case s.PassphraseFile != "":
-		data, err := readFile(s.PassphraseFile, maxPassphrase)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrPassphrase, err)
-		}
-		line, _, _ := bytes.Cut(data, []byte("\n"))
-		return bytes.TrimSuffix(line, []byte("\r")), nil
-	}
-	return nil, fmt.Errorf("%w is needed: name an environment variable or a file that holds it", ErrPassphrase)
 }

@@ -8,6 +8,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+
+	"github.com/kofarm/kofarm/farm/keyfile"
 )
 
 // Public is the certificate's public key: RSA or EC.
@@ -63,7 +65,7 @@ func VerifyRaw(public crypto.PublicKey, content []byte, hash Hash, value []byte)
 // ReadPublic reads a public key: PKIX in PEM or DER, as `openssl pkey -pubout`
 // writes it.
 func ReadPublic(path string) (crypto.PublicKey, error) {
-	data, err := readFile(path, maxKey)
+	data, err := keyfile.Read(path, maxKey)
 	if err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
 	}

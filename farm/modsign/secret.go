@@ -13,6 +13,8 @@ import (
 
 	"github.com/youmark/pkcs8"
 	"software.sslmate.com/src/go-pkcs12"
+
+	"github.com/kofarm/kofarm/farm/keyfile"
 )
 
 // secret is a secret key in memory.
@@ -92,7 +94,7 @@ func (s Source) parseDER(der []byte) (secret, []*x509.Certificate, error) {
 	case isPKCS12:
 		return s.parsePKCS12(der)
 	case isEncrypted:
-		passphrase, err := s.passphrase()
+		passphrase, err := keyfile.Passphrase(s.PassphraseEnv, s.PassphraseFile)
 		if err != nil {
 			return secret{}, nil, err
 		}
@@ -120,7 +122,7 @@ func (s Source) parsePKCS12(der []byte) (secret, []*x509.Certificate, error) {
 	var passphrase []byte
 	if s.PassphraseEnv != "" || s.PassphraseFile != "" {
 		var err error
-		if passphrase, err = s.passphrase(); err != nil {
+		if passphrase, err = keyfile.Passphrase(s.PassphraseEnv, s.PassphraseFile); err != nil {
 			return secret{}, nil, err
 		}
 		defer clear(passphrase)
@@ -128,7 +130,7 @@ func (s Source) parsePKCS12(der []byte) (secret, []*x509.Certificate, error) {
 	key, cert, more, err := pkcs12.DecodeChain(der, string(passphrase))
 	switch {
 	case errors.Is(err, pkcs12.ErrIncorrectPassword) && passphrase == nil:
-		_, err = s.passphrase()
+		_, err = keyfile.Passphrase(s.PassphraseEnv, s.PassphraseFile)
 		return secret{}, nil, err
 	case errors.Is(err, pkcs12.ErrIncorrectPassword), errors.Is(err, pkcs12.ErrDecryption):
 		return secret{}, nil, fmt.Errorf("%w does not fit", ErrPassphrase)

@@ -18,12 +18,14 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+
+	"github.com/kofarm/kofarm/farm/keyfile"
 )
 
 // Errors that a caller may branch on.
 var (
 	ErrNoKey      = errors.New("no usable secret key")
-	ErrPassphrase = errors.New("the key's passphrase")
+	ErrPassphrase = keyfile.ErrPassphrase
 	ErrSignature  = errors.New("not signed by this key")
 )
 

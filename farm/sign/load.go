@@ -4,17 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+
+	"github.com/kofarm/kofarm/farm/keyfile"
 )
 
-// Limits on what is read.
-const (
-	maxKey        = 1 << 20 // a key with hundreds of certifications has some 100 kB
-	maxPassphrase = 4 << 10
-)
+// maxKey is in bytes; a key with hundreds of certifications has some 100 kB.
+const maxKey = 1 << 20
 
 // Source says where a secret key and its passphrase are. Exactly one of File and Env names the key,
 // which is armored or binary, as `gpg --export-secret-keys` writes it.
@@ -50,7 +48,7 @@ func (s Source) read() (data []byte, from string, err error) {
 	case (s.File == "") == (s.Env == ""):
 		return nil, "", errors.New("name either a file or an environment variable")
 	case s.File != "":
-		data, err = readFile(s.File, maxKey)
+		data, err = keyfile.Read(s.File, maxKey)
 		return data, s.File, err
 	}
 	value, ok := os.LookupEnv(s.Env)
@@ -58,22 +56,6 @@ func (s Source) read() (data []byte, from string, err error) {
 		return nil, "", fmt.Errorf("the environment variable %s is not set", s.Env)
 	}
 	return []byte(value), "$" + s.Env, nil
-}
-
-func readFile(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() // only read
-	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
-	}
-	return data, nil
 }
 
 // parse reads the one key in data.
@@ -98,7 +80,7 @@ func (k *Key) unlock(s Source) error {
 	if !k.signer.Encrypted {
 		return nil
 	}
-	passphrase, err := s.passphrase()
+	passphrase, err := keyfile.Passphrase(s.PassphraseEnv, s.PassphraseFile)
 	if err != nil {
 		return err
 	}
@@ -107,25 +89,4 @@ func (k *Key) unlock(s Source) error {
 		return fmt.Errorf("%w does not fit (%s)", ErrPassphrase, fingerprint(&k.signer.PublicKey))
 	}
 	return nil
-}
-
-func (s Source) passphrase() ([]byte, error) {
-	switch {
-	case s.PassphraseEnv != "" && s.PassphraseFile != "":
-		return nil, fmt.Errorf("%w: name either an environment variable or a file", ErrPassphrase)
-	case s.PassphraseEnv != "":
-		value, ok := os.LookupEnv(s.PassphraseEnv)
-		if !ok {
-			return nil, fmt.Errorf("%w: the environment variable %s is not set", ErrPassphrase, s.PassphraseEnv)
-		}
-		return []byte(value), nil
-	case s.PassphraseFile != "":
-		data, err := readFile(s.PassphraseFile, maxPassphrase)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrPassphrase, err)
-		}
-		line, _, _ := bytes.Cut(data, []byte("\n"))
-		return bytes.TrimSuffix(line, []byte("\r")), nil
-	}
-	return nil, fmt.Errorf("%w is needed: name an environment variable or a file that holds it", ErrPassphrase)
 }
