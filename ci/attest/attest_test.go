@@ -10,7 +10,6 @@ import (
 	"log"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,32 +33,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func run(t testing.TB, dir, name string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %q: %v (ci/setup test installs what is needed)\n%s", name, args, err, out)
-	}
-	return string(out)
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
 // pair makes NAME.key, NAME.pem (the certificate) and NAME.pub.
 func pair(t testing.TB, dir, name string, kind ...string) {
 	t.Helper()
-	run(t, dir, "openssl", append([]string{"req", "-new", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=" + name,
+	rig.Command(t, dir, "openssl", append([]string{"req", "-new", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=" + name,
 		"-out", name + ".pem", "-keyout", name + ".key", "-newkey"}, kind...)...)
-	run(t, dir, "sh", "-c", `openssl x509 -in "$1.pem" -pubkey -noout >"$1.pub"`, "sh", name)
+	rig.Command(t, dir, "sh", "-c", `openssl x509 -in "$1.pem" -pubkey -noout >"$1.pub"`, "sh", name)
 }
 
 // openPGP makes openpgp.asc, which signs packages and SHA256SUMS, and ring.gpg.
@@ -71,12 +50,12 @@ func openPGP(t testing.TB, dir string) {
 	}
 	gpg := func(args ...string) {
 		t.Helper()
-		run(t, dir, "gpg", append([]string{"--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""}, args...)...)
+		rig.Command(t, dir, "gpg", append([]string{"--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""}, args...)...)
 	}
 	gpg("--quick-gen-key", "farm", "ed25519", "sign", "never")
 	gpg("--armor", "--output", "openpgp.asc", "--export-secret-keys")
 	gpg("--output", "ring.gpg", "--export")
-	run(t, dir, "gpgconf", "--homedir", home, "--kill", "gpg-agent")
+	rig.Command(t, dir, "gpgconf", "--homedir", home, "--kill", "gpg-agent")
 }
 
 // farmFile packs real modules, for one kernel and for two. by is the value of
@@ -107,7 +86,7 @@ func build(t testing.TB, dir, name, by string, env ...string) *farm.Report {
 		t.Fatalf("exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 	var report farm.Report
-	if err := json.Unmarshal(read(t, filepath.Join(dir, name, farm.ResultsFile)), &report); err != nil {
+	if err := json.Unmarshal(rig.Read(t, filepath.Join(dir, name, farm.ResultsFile)), &report); err != nil {
 		t.Fatal(err)
 	}
 	return &report
@@ -147,7 +126,7 @@ func TestAttest(t *testing.T) {
 		if len(report.Attestations) < 15 || len(report.Attestations) != len(report.Files) {
 			t.Fatalf("%d attestations of %d files", len(report.Attestations), len(report.Files))
 		}
-		t.Log(strings.TrimSpace(run(t, dir, "python3", checker(), name, name+".pub")))
+		t.Log(strings.TrimSpace(rig.Command(t, dir, "python3", checker(), name, name+".pub")))
 	}
 	t.Run("again", func(t *testing.T) { again(t, dir) })
 	t.Run("sums", func(t *testing.T) { sums(t, dir) })
@@ -258,7 +237,7 @@ func content(t *testing.T, l v1.Layer) []byte {
 func again(t *testing.T, dir string) {
 	other := t.TempDir()
 	for _, name := range []string{"openpgp.asc", "ec.key", "ec.pem", "rsa.key", "rsa.pem"} {
-		rig.Write(t, other, name, string(read(t, filepath.Join(dir, name))))
+		rig.Write(t, other, name, string(rig.Read(t, filepath.Join(dir, name))))
 	}
 	store := t.TempDir()
 	rig.Clone(t, rig.Store(t), store, "blobs", "cache", "refs/layer", "refs/symvers", "refs/result")
@@ -273,7 +252,7 @@ func again(t *testing.T, dir string) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, name := range want {
-		if name != farm.ResultsFile && !bytes.Equal(read(t, filepath.Join(dir, "ec", name)), read(t, filepath.Join(other, "dist", name))) {
+		if name != farm.ResultsFile && !bytes.Equal(rig.Read(t, filepath.Join(dir, "ec", name)), rig.Read(t, filepath.Join(other, "dist", name))) {
 			t.Errorf("%s differs", name)
 		}
 	}
@@ -281,9 +260,9 @@ func again(t *testing.T, dir string) {
 
 func sums(t *testing.T, dir string) {
 	dist := filepath.Join(dir, "ec")
-	run(t, dist, "sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS")
-	run(t, dist, "gpgv", "--keyring", filepath.Join(dir, "ring.gpg"), "SHA256SUMS.asc", "SHA256SUMS")
-	listed := string(read(t, filepath.Join(dist, "SHA256SUMS")))
+	rig.Command(t, dist, "sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS")
+	rig.Command(t, dist, "gpgv", "--keyring", filepath.Join(dir, "ring.gpg"), "SHA256SUMS.asc", "SHA256SUMS")
+	listed := string(rig.Read(t, filepath.Join(dist, "SHA256SUMS")))
 	var names []string
 	for line := range strings.Lines(listed) {
 		names = append(names, strings.TrimSpace(line[64:]))
@@ -320,7 +299,7 @@ func newMachine(t *testing.T) *machine {
 func (m *machine) download(t *testing.T, from, name string) {
 	t.Helper()
 	for _, suffix := range []string{"", attest.SignedSuffix, attest.SBOMSuffix} {
-		rig.Write(t, m.dir, name+suffix, string(read(t, filepath.Join(from, name+suffix))))
+		rig.Write(t, m.dir, name+suffix, string(rig.Read(t, filepath.Join(from, name+suffix))))
 	}
 }
 
@@ -409,7 +388,7 @@ func changed(t *testing.T, dir string) {
 	a, b := artifacts[0], artifacts[1]
 	flip := func(name string, at int, with byte) (restore func()) {
 		path := filepath.Join(m.dir, name)
-		was := read(t, path)
+		was := rig.Read(t, path)
 		data := bytes.Clone(was)
 		data[(at+len(data))%len(data)] ^= with
 		rig.Write(t, m.dir, name, string(data))
@@ -437,7 +416,7 @@ func changed(t *testing.T, dir string) {
 	if r := m.verify(t, "--key", key, a, b, "absent"); r.Code != 1 || strings.Count(r.Stdout, ": verified\n") != 2 || !strings.Contains(r.Stderr, "absent") {
 		t.Errorf("one of three is not there: %+v", r)
 	}
-	block, _ := pem.Decode(read(t, filepath.Join(dir, "ec.pem")))
+	block, _ := pem.Decode(rig.Read(t, filepath.Join(dir, "ec.pem")))
 	for at := range block.Bytes {
 		if at%5 != 0 {
 			continue
@@ -470,8 +449,8 @@ func changed(t *testing.T, dir string) {
 // issued has a certificate that another one has issued.
 func issued(t *testing.T, dir string, m *machine, artifact string) {
 	t.Helper()
-	run(t, dir, "openssl", "req", "-new", "-key", "ec.key", "-subj", "/CN=issued", "-out", "issued.csr")
-	run(t, dir, "openssl", "x509", "-req", "-in", "issued.csr", "-CA", "p384.pem", "-CAkey", "p384.key", "-set_serial", "7", "-out", "issued.pem")
+	rig.Command(t, dir, "openssl", "req", "-new", "-key", "ec.key", "-subj", "/CN=issued", "-out", "issued.csr")
+	rig.Command(t, dir, "openssl", "x509", "-req", "-in", "issued.csr", "-CA", "p384.pem", "-CAkey", "p384.key", "-set_serial", "7", "-out", "issued.pem")
 	certificate := []string{"--certificate", filepath.Join(dir, "issued.pem")}
 	m.refused(t, "--issuer", append(certificate, artifact)...)
 	m.refused(t, "--issuer", append(certificate, "--issuer", filepath.Join(dir, "rsa.pem"), artifact)...)
@@ -493,7 +472,7 @@ func unsigned(t *testing.T, dir string) {
 	if first.Signed || first.Statement.Path != first.Package+attest.UnsignedSuffix {
 		t.Errorf("%+v", first)
 	}
-	p, err := attest.Parse(read(t, filepath.Join(dir, "ec", first.Statement.Path)))
+	p, err := attest.Parse(rig.Read(t, filepath.Join(dir, "ec", first.Statement.Path)))
 	if err != nil || p.Builder.ID != attest.DefaultBuilder {
 		t.Errorf("%+v, %v", p, err)
 	}

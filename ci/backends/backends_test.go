@@ -2,7 +2,6 @@
 package backends_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
 )
@@ -98,18 +98,7 @@ func TestWithoutCgroups(t *testing.T) {
 // folder makes a folder with a farm file, which any user can enter.
 func folder(t testing.TB, file string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kofarm-backends-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	dir := rig.Folder(t)
 	rig.Write(t, dir, "farm.yaml", file)
 	return dir
 }
@@ -164,14 +153,7 @@ func build(t testing.TB, common, runtime string, uid uint32) outcome {
 func read(t testing.TB, dir string) outcome {
 	t.Helper()
 	o := outcome{map[string]string{}, map[string]string{}, map[string]string{}}
-	data, err := os.ReadFile(filepath.Join(dir, "dist", farm.ResultsFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r farm.Report
-	if err := json.Unmarshal(data, &r); err != nil {
-		t.Fatal(err)
-	}
+	r := dist.Results(t, filepath.Join(dir, "dist"))
 	for _, c := range r.Cells {
 		cell := strings.Join([]string{c.Module, c.Version, c.Release}, " ")
 		o.verdicts[cell] = fmt.Sprintf("%s: %s %s", c.Outcome, c.Phase, c.Message)

@@ -1,14 +1,12 @@
 package backends_test
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -47,32 +45,14 @@ kernels:
 type run struct {
 	dir, store string
 	cmd        *exec.Cmd
-	stderr     output
+	stderr     *rig.Buffer
 	ended      chan error
-}
-
-// output may be read while it is written.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // prepare makes a store that has the downloads and layers, and no result.
 func prepare(t *testing.T) *run {
 	t.Helper()
-	r := &run{dir: killFolder(t)}
+	r := &run{dir: killFolder(t), stderr: new(rig.Buffer)}
 	common := rig.Store(t)
 	rig.Kofarm(t, 0, r.dir, common, "build")
 	r.store = filepath.Join(r.dir, "store")
@@ -91,7 +71,7 @@ func (r *run) start(t *testing.T, daemons ...*daemon) {
 	}
 	r.cmd = exec.Command(rig.Binary(t), args...)
 	r.cmd.Dir, r.cmd.Env = r.dir, append(os.Environ(), "KOFARM_STORE="+r.store)
-	r.cmd.Stdout, r.cmd.Stderr = &r.stderr, &r.stderr
+	r.cmd.Stdout, r.cmd.Stderr = r.stderr, r.stderr
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +207,7 @@ func TestAllKilled(t *testing.T) {
 	if left := d.lines(t, "ps", "-a", "-q", "--filter", "label=dev.kofarm.store"); len(left) == 0 {
 		t.Error("nothing was left to remove")
 	}
-	r.stderr = output{}
+	r.stderr = new(rig.Buffer)
 	r.start(t, d)
 	r.completes(t)
 	d.clean(t)

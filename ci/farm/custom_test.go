@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 )
 
@@ -17,11 +18,11 @@ import (
 // the farm file's to name.
 func TestCustomKernel(t *testing.T) {
 	store, _ := reference(t)
-	dir := folder(t)
+	dir := rig.Folder(t)
 	helloDir(t, dir)
 	rig.Write(t, dir, "farm.yaml", helloFarm("{dir: hello}", ""))
 	rig.Kofarm(t, 0, dir, store, "build")
-	stock := results(t, filepath.Join(dir, "dist"))
+	stock := dist.Results(t, filepath.Join(dir, "dist"))
 	cell := stock.Cells[0]
 	var names []string
 	for _, p := range stock.PackageSets[cell.Inputs.Headers] {
@@ -54,7 +55,7 @@ kernels:
 output: {directory: custom}
 `, cell.Release, tt.headers))
 			rig.Kofarm(t, 0, dir, store, "build", "custom.yaml")
-			got := results(t, filepath.Join(dir, "custom")).Cells[0]
+			got := dist.Results(t, filepath.Join(dir, "custom")).Cells[0]
 			if len(got.Modules) != 1 || got.Modules[0] != cell.Modules[0] {
 				t.Errorf("got %+v, want %+v", got.Modules, cell.Modules)
 			}

@@ -198,7 +198,7 @@ func TestMirrorFaults(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			dir := folder(t)
+			dir := rig.Folder(t)
 			helloDir(t, dir)
 			farm := helloFarm("{dir: hello}", tt.more, mirror(t, tt.spoil))
 			if tt.set != "" {
@@ -232,7 +232,7 @@ func TestSecondMirror(t *testing.T) {
 		"hangs": hang, "answers 500": status500, "wrong bytes": debs("figlet", flipped),
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := folder(t)
+			dir := rig.Folder(t)
 			helloDir(t, dir)
 			more := ""
 			if name == "wrong bytes" {
@@ -312,7 +312,7 @@ func TestSourceFaults(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			dir := folder(t)
+			dir := rig.Folder(t)
 			if tt.data != nil {
 				rig.Write(t, dir, "hello.tar.gz", string(tt.data))
 			}
@@ -328,7 +328,7 @@ func TestSourceFaults(t *testing.T) {
 // that is not.
 func TestFullDisk(t *testing.T) {
 	common, _ := reference(t)
-	dir := folder(t)
+	dir := rig.Folder(t)
 	helloDir(t, dir)
 	rig.Write(t, dir, "farm.yaml", helloFarm("{dir: hello}", ""))
 	blobs := rig.Write(t, dir, "blobs", "")

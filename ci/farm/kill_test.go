@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 )
 
@@ -90,7 +90,7 @@ func TestKill(t *testing.T) {
 		}
 		for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
 			t.Run(fmt.Sprintf("%s/%s", m.name, sig), func(t *testing.T) {
-				dir := folder(t)
+				dir := rig.Folder(t)
 				lose(t, store, m.gone)
 				r := start(t, dir, store)
 				for !m.come(store, r.cmd.Process.Pid) {
@@ -122,7 +122,7 @@ func again(t *testing.T, dir, store, want string) {
 	rig.Kofarm(t, 0, dir, store, "build")
 	noTemporaries(t, store, filepath.Join(dir, "dist"))
 	noCgroups(t, store)
-	sameDist(t, filepath.Join(dir, "dist"), want)
+	dist.Same(t, filepath.Join(dir, "dist"), want)
 }
 
 // adopt makes this process the parent of every process whose parents die, so
@@ -139,31 +139,13 @@ func adopt(t *testing.T) {
 type run struct {
 	cmd    *exec.Cmd
 	store  string
-	stderr *buffer
-}
-
-// buffer may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	stderr *rig.Buffer
 }
 
 func start(t *testing.T, dir, store string) *run {
 	t.Helper()
 	rig.Write(t, dir, "farm.yaml", smallFarm)
-	r := &run{cmd: exec.Command(rig.Binary(t), "build"), store: store, stderr: &buffer{}}
+	r := &run{cmd: exec.Command(rig.Binary(t), "build"), store: store, stderr: &rig.Buffer{}}
 	r.cmd.Dir, r.cmd.Env = dir, append(os.Environ(), "KOFARM_STORE="+store)
 	r.cmd.Stderr = r.stderr
 	if err := r.cmd.Start(); err != nil {

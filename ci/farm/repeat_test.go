@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
 )
@@ -13,7 +14,7 @@ import (
 // TestTwice builds 12 cells twice from empty stores, in different folders, with
 // another umask, time zone, locale and number of builds at a time.
 func TestTwice(t *testing.T) {
-	first, second := folder(t), folder(t)
+	first, second := rig.Folder(t), rig.Folder(t)
 	for _, dir := range []string{first, second} {
 		rig.Write(t, dir, "farm.yaml", matrixFarm)
 	}
@@ -23,8 +24,8 @@ func TestTwice(t *testing.T) {
 	if other.Code != 0 {
 		t.Fatalf("exit status %d\n%s", other.Code, other.Stderr)
 	}
-	sameDist(t, filepath.Join(second, "dist"), filepath.Join(first, "dist"))
-	r := results(t, filepath.Join(first, "dist"))
+	dist.Same(t, filepath.Join(second, "dist"), filepath.Join(first, "dist"))
+	r := dist.Results(t, filepath.Join(first, "dist"))
 	if want := (farm.Counts{Built: 12}); r.Counts != want || len(r.Files) != 24 {
 		t.Errorf("got %+v and %d files, want %+v and 24", r.Counts, len(r.Files), want)
 	}
@@ -36,7 +37,7 @@ func TestTwice(t *testing.T) {
 func TestOrdinaryUser(t *testing.T) {
 	common, want := reference(t)
 	const uid = 4242
-	home := folder(t)
+	home := rig.Folder(t)
 	store := filepath.Join(home, "store")
 	rig.Clone(t, common, store, "blobs", "cache", "refs/layer")
 	binary := filepath.Join(home, "kofarm")
@@ -55,5 +56,5 @@ func TestOrdinaryUser(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	sameDist(t, filepath.Join(home, "dist"), want)
+	dist.Same(t, filepath.Join(home, "dist"), want)
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kofarm/kofarm/ci/rig"
 )
 
 // TestSoakKill ends KOFARM_SOAK_KILLS runs at random moments. The seed is
@@ -33,7 +35,7 @@ func TestSoakKill(t *testing.T) {
 		after := time.Duration(random.Int64N(int64(10 * time.Second)))
 		sig := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM}[random.IntN(3)]
 		t.Run(fmt.Sprintf("%d/%s/%s/%s", i, m.name, after, sig), func(t *testing.T) {
-			dir := folder(t)
+			dir := rig.Folder(t)
 			lose(t, store, m.gone)
 			r := start(t, dir, store)
 			for begun := time.Now(); time.Since(begun) < after && r.alive(); {

@@ -19,16 +19,16 @@ func TestSameKeys(t *testing.T) {
 	common := rig.Store(t)
 	without := rig.Kofarm(t, 0, dir, common, "plan", "--json")
 	rig.Kofarm(t, 0, dir, common, "lock")
-	first := read(t, dir, "farm.lock")
+	first := rig.Read(t, dir, "farm.lock")
 	rig.Kofarm(t, 0, dir, common, "lock")
-	if !bytes.Equal(read(t, dir, "farm.lock"), first) {
+	if !bytes.Equal(rig.Read(t, dir, "farm.lock"), first) {
 		t.Error("the lock is another the second time")
 	}
 	if err := os.Remove(filepath.Join(dir, "farm.lock")); err != nil {
 		t.Fatal(err)
 	}
 	rig.Kofarm(t, 0, dir, common, "lock", "--quiet")
-	if !bytes.Equal(read(t, dir, "farm.lock"), first) {
+	if !bytes.Equal(rig.Read(t, dir, "farm.lock"), first) {
 		t.Error("the lock made anew is another")
 	}
 	bare := filepath.Join(dir, "store")
@@ -46,13 +46,13 @@ func TestSameBytes(t *testing.T) {
 	rig.Kofarm(t, 0, dir, rig.Store(t), "lock")
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build", "--locked") // fetches, and makes the layers
 	want := filepath.Join(dir, "want")
-	rig.Kofarm(t, 0, dir, store(t, dir), "build", "--locked", "--offline", "--output", want)
+	rig.Kofarm(t, 0, dir, rig.FreshStore(t, dir), "build", "--locked", "--offline", "--output", want)
 	t.Setenv("DOCKER_HOST", "unix:///run/kofarm-test/docker.sock")
 	t.Setenv("CONTAINERD_ADDRESS", "/run/kofarm-test/containerd.sock")
 	for _, runtime := range []string{"embedded", "docker", "containerd"} {
 		t.Run(runtime, func(t *testing.T) {
 			other := clone(t, dir)
-			r := rig.Run(t, other, []string{"TZ=America/St_Johns", "LC_ALL=de_DE.UTF-8", "KOFARM_STORE=" + store(t, other)},
+			r := rig.Run(t, other, []string{"TZ=America/St_Johns", "LC_ALL=de_DE.UTF-8", "KOFARM_STORE=" + rig.FreshStore(t, other)},
 				"sh", "-c", `umask 027; exec "$0" "$@"`, rig.Binary(t), "build", "--locked", "--offline", "--parallel", "1", "--runtime", runtime)
 			if r.Code != 0 {
 				t.Fatalf("exit status %d\n%s", r.Code, r.Stderr)
@@ -65,7 +65,7 @@ func TestSameBytes(t *testing.T) {
 	}
 	t.Run("ordinary user", func(t *testing.T) {
 		other := clone(t, dir)
-		ordinary(t, other, store(t, other), "build", "--locked", "--offline")
+		ordinary(t, other, rig.FreshStore(t, other), "build", "--locked", "--offline")
 		same(t, filepath.Join(other, "dist"), want)
 	})
 }
@@ -82,7 +82,7 @@ func TestOffline(t *testing.T) {
 
 	again := clone(t, dir)
 	rig.Kofarm(t, 0, again, rig.Store(t), "bundle", "--output", "again.tar")
-	if !bytes.Equal(read(t, dir, "bundle.tar"), read(t, again, "again.tar")) {
+	if !bytes.Equal(rig.Read(t, dir, "bundle.tar"), rig.Read(t, again, "again.tar")) {
 		t.Error("two bundles of the same lock differ")
 	}
 
@@ -131,7 +131,7 @@ func verifyBundles(t *testing.T, dir, bundle string) {
 	if !strings.Contains(good.Stdout, "complete") {
 		t.Errorf("got %s", good.Stdout)
 	}
-	data := read(t, dir, "bundle.tar")
+	data := rig.Read(t, dir, "bundle.tar")
 	name, sum := leaveOut(t, dir, bundle, filepath.Join(dir, "partial.tar"))
 	changed := bytes.Clone(data)
 	changed[len(changed)/2] ^= 1

@@ -199,7 +199,7 @@ func locked(t testing.TB) []*apt.Package {
 func fresh(t testing.TB, farmFile, lockOf string) string {
 	t.Helper()
 	dir := folder(t, farmFile)
-	rig.Write(t, dir, "farm.lock", string(read(t, lockOf, "farm.lock")))
+	rig.Write(t, dir, "farm.lock", string(rig.Read(t, lockOf, "farm.lock")))
 	return dir
 }
 
@@ -270,7 +270,7 @@ func TestMirrorMovesOn(t *testing.T) {
 	})
 	t.Run("wrong bytes", func(t *testing.T) {
 		other := fresh(t, m.farmOn(""), dir)
-		lock := string(read(t, other, "farm.lock"))
+		lock := string(rig.Read(t, other, "farm.lock"))
 		sum := parse(t, other).Modules[0].Deb.SHA256
 		rig.Write(t, other, "farm.lock", strings.Replace(lock, sum, strings.Repeat("0", 64), 1))
 		m.set("/debian/", all)
@@ -288,7 +288,7 @@ func TestUpdate(t *testing.T) {
 	dir := folder(t, m.farmOn(""))
 	common := filepath.Join(dir, "store")
 	rig.Kofarm(t, 0, dir, common, "lock")
-	first := read(t, dir, "farm.lock")
+	first := rig.Read(t, dir, "farm.lock")
 
 	newer := slices.Clone(all)
 	for i, p := range newer {
@@ -299,7 +299,7 @@ func TestUpdate(t *testing.T) {
 		}
 	}
 	m.set("/debian/", slices.Concat(all, newer)) // both versions are there
-	if r := rig.Kofarm(t, 0, dir, common, "lock"); !bytes.Equal(read(t, dir, "farm.lock"), first) {
+	if r := rig.Kofarm(t, 0, dir, common, "lock"); !bytes.Equal(rig.Read(t, dir, "farm.lock"), first) {
 		t.Errorf("the lock has moved on by itself:\n%s", r.Stdout)
 	}
 	r := rig.Kofarm(t, 0, dir, common, "lock", "--update", "bc")

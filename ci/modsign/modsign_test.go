@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,26 +27,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func run(t testing.TB, dir, name string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %q: %v (ci/setup test installs what is needed)\n%s", name, args, err, out)
-	}
-	return string(out)
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
 func sum(data []byte) string {
 	s := sha256.Sum256(data)
 	return hex.EncodeToString(s[:])
@@ -56,9 +35,9 @@ func sum(data []byte) string {
 // pair makes NAME.key, NAME.der and NAME.pem.
 func pair(t testing.TB, dir, name string, kind ...string) {
 	t.Helper()
-	run(t, dir, "openssl", append([]string{"req", "-new", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=" + name,
+	rig.Command(t, dir, "openssl", append([]string{"req", "-new", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=" + name,
 		"-outform", "DER", "-out", name + ".der", "-keyout", name + ".key", "-newkey"}, kind...)...)
-	run(t, dir, "openssl", "x509", "-inform", "DER", "-in", name+".der", "-out", name+".pem")
+	rig.Command(t, dir, "openssl", "x509", "-inform", "DER", "-in", name+".der", "-out", name+".pem")
 }
 
 // farmFile packs one real module in every format. signing is the value of
@@ -91,9 +70,9 @@ func openPGP(t testing.TB, dir string) {
 	if err := os.Mkdir(home, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	run(t, dir, "gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--quick-gen-key", "farm", "ed25519", "sign", "never")
-	run(t, dir, "gpg", "--homedir", home, "--batch", "--quiet", "--armor", "--output", "openpgp.asc", "--export-secret-keys")
-	run(t, dir, "gpgconf", "--homedir", home, "--kill", "gpg-agent")
+	rig.Command(t, dir, "gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--quick-gen-key", "farm", "ed25519", "sign", "never")
+	rig.Command(t, dir, "gpg", "--homedir", home, "--batch", "--quiet", "--armor", "--output", "openpgp.asc", "--export-secret-keys")
+	rig.Command(t, dir, "gpgconf", "--homedir", home, "--kill", "gpg-agent")
 }
 
 // build builds into dir/name, and tells how many cells were in the store.
@@ -102,7 +81,7 @@ func build(t testing.TB, dir, name, yaml string) (*farm.Report, string) {
 	rig.Write(t, dir, name+".yaml", yaml)
 	out := rig.Kofarm(t, 0, dir, rig.Store(t), "build", name+".yaml", "-o", name)
 	var r farm.Report
-	if err := json.Unmarshal(read(t, filepath.Join(dir, name, farm.ResultsFile)), &r); err != nil {
+	if err := json.Unmarshal(rig.Read(t, filepath.Join(dir, name, farm.ResultsFile)), &r); err != nil {
 		t.Fatal(err)
 	}
 	return &r, out.Stdout
@@ -117,17 +96,17 @@ func unpack(t testing.TB, dist string) map[string][]byte {
 		file, into := filepath.Join(dist, e), t.TempDir()
 		switch {
 		case strings.HasSuffix(e, ".deb"):
-			run(t, into, "dpkg-deb", "-x", file, ".")
+			rig.Command(t, into, "dpkg-deb", "-x", file, ".")
 		case strings.HasSuffix(e, ".rpm"):
-			run(t, into, "sh", "-c", `rpm2cpio "$1" | cpio --quiet -id`, "sh", file)
+			rig.Command(t, into, "sh", "-c", `rpm2cpio "$1" | cpio --quiet -id`, "sh", file)
 		case strings.Contains(e, ".dkms.tar."):
-			run(t, into, "tar", "xf", file)
+			rig.Command(t, into, "tar", "xf", file)
 		default:
 			continue
 		}
-		run(t, into, "sh", "-c", `find . -name '*.dkms.tar.*' -execdir tar xf {} \; ; find . -name '*.ko.xz' -exec xz -d {} + ; find . -name '*.ko.zst' -exec zstd -q -d --rm {} +`)
-		for name := range strings.FieldsSeq(run(t, into, "find", ".", "-name", "*.ko")) {
-			all[e+": "+name] = read(t, filepath.Join(into, name))
+		rig.Command(t, into, "sh", "-c", `find . -name '*.dkms.tar.*' -execdir tar xf {} \; ; find . -name '*.ko.xz' -exec xz -d {} + ; find . -name '*.ko.zst' -exec zstd -q -d --rm {} +`)
+		for name := range strings.FieldsSeq(rig.Command(t, into, "find", ".", "-name", "*.ko")) {
+			all[e+": "+name] = rig.Read(t, filepath.Join(into, name))
 		}
 	}
 	return all
@@ -159,10 +138,10 @@ func accepted(t *testing.T, dir, name string, signed []byte) (unsigned []byte) {
 	rig.Write(t, tmp, "m.ko", string(signed[:size]))
 	rig.Write(t, tmp, "m.p7s", string(sig.Raw))
 	pem := filepath.Join(dir, name+".pem")
-	run(t, tmp, "openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "m.p7s", "-content", "m.ko", "-certfile", pem, "-CAfile", pem, "-purpose", "any", "-out", os.DevNull)
+	rig.Command(t, tmp, "openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "m.p7s", "-content", "m.ko", "-certfile", pem, "-CAfile", pem, "-purpose", "any", "-out", os.DevNull)
 	rig.Write(t, tmp, "s.ko", string(signed))
 	for field, want := range map[string]string{"signer": name, "sig_id": "PKCS#7", "sig_hashalgo": "sha256"} { // as Debian's configuration asks
-		if got := strings.TrimSpace(run(t, tmp, "modinfo", "-F", field, "./s.ko")); got != want {
+		if got := strings.TrimSpace(rig.Command(t, tmp, "modinfo", "-F", field, "./s.ko")); got != want {
 			t.Errorf("modinfo's %s: got %q, want %q", field, got, want)
 		}
 	}
@@ -177,8 +156,8 @@ func signFile(t testing.TB, dir, name string, module []byte) []byte {
 		t.Fatal("no sign-file; ci/setup test installs linux-kbuild")
 	}
 	path := rig.Write(t, t.TempDir(), "m.ko", string(module))
-	run(t, dir, found[0], "sha256", name+".key", name+".der", path)
-	return read(t, path)
+	rig.Command(t, dir, found[0], "sha256", name+".key", name+".der", path)
+	return rig.Read(t, path)
 }
 
 func same(t *testing.T, dir, got, want string) {
@@ -191,7 +170,7 @@ func same(t *testing.T, dir, got, want string) {
 		if name == farm.ResultsFile {
 			continue
 		}
-		if !bytes.Equal(read(t, filepath.Join(dir, got, name)), read(t, filepath.Join(dir, want, name))) {
+		if !bytes.Equal(rig.Read(t, filepath.Join(dir, got, name)), rig.Read(t, filepath.Join(dir, want, name))) {
 			t.Errorf("%s/%s is not %s/%s", got, name, want, name)
 		}
 	}
@@ -237,10 +216,10 @@ func TestFarm(t *testing.T) {
 				t.Errorf("%s: sign-file makes something else", name)
 			}
 		}
-		if got := strings.ToLower(strings.ReplaceAll(run(t, dir, "openssl", "x509", "-inform", "DER", "-in", "first/mok.der", "-noout", "-fingerprint", "-sha256"), ":", "")); !strings.Contains(got, first.Signing.Fingerprint) {
+		if got := strings.ToLower(strings.ReplaceAll(rig.Command(t, dir, "openssl", "x509", "-inform", "DER", "-in", "first/mok.der", "-noout", "-fingerprint", "-sha256"), ":", "")); !strings.Contains(got, first.Signing.Fingerprint) {
 			t.Errorf("openssl's fingerprint of mok.der is %s, results.json's %s", got, first.Signing.Fingerprint)
 		}
-		if text := string(read(t, filepath.Join(dir, "first/mok.txt"))); !strings.Contains(text, first.Signing.Fingerprint) {
+		if text := string(rig.Read(t, filepath.Join(dir, "first/mok.txt"))); !strings.Contains(text, first.Signing.Fingerprint) {
 			t.Errorf("mok.txt says\n%s", text)
 		}
 	})
@@ -262,9 +241,9 @@ func TestFarm(t *testing.T) {
 		const pin = "my-secret-pin"
 		tokens := t.TempDir()
 		t.Setenv("SOFTHSM2_CONF", rig.Write(t, tokens, "softhsm2.conf", "directories.tokendir = "+tokens+"\n"))
-		run(t, dir, "openssl", "pkey", "-in", "First.key", "-out", "First.p8")
-		run(t, dir, "softhsm2-util", "--init-token", "--free", "--label", "mok", "--so-pin", "12345678", "--pin", pin)
-		run(t, dir, "softhsm2-util", "--import", "First.p8", "--token", "mok", "--label", "modules", "--id", "01", "--pin", pin)
+		rig.Command(t, dir, "openssl", "pkey", "-in", "First.key", "-out", "First.p8")
+		rig.Command(t, dir, "softhsm2-util", "--init-token", "--free", "--label", "mok", "--so-pin", "12345678", "--pin", pin)
+		rig.Command(t, dir, "softhsm2-util", "--import", "First.p8", "--token", "mok", "--label", "modules", "--id", "01", "--pin", pin)
 		yaml := farmFile("xz", `{pkcs11: "pkcs11:token=mok;object=modules?module-path=/usr/lib/softhsm/libsofthsm2.so", certificate: First.der, passphrase-env: MOK_PIN}`)
 		t.Setenv("MOK_PIN", "wrong-pin")
 		rig.Write(t, dir, "token.yaml", yaml)
@@ -288,7 +267,7 @@ func TestFarm(t *testing.T) {
 		command, _ := build(t, dir, "command", farmFile("xz", "{command: [bin/sign], certificate: First.der}"))
 		signed(t, command)
 		same(t, dir, "command", "first")
-		if n := len(read(t, filepath.Join(dir, "log.hashes"))); n != 2*32 { // a trial, and the module
+		if n := len(rig.Read(t, filepath.Join(dir, "log.hashes"))); n != 2*32 { // a trial, and the module
 			t.Errorf("the command has seen %d bytes, want two hashes", n)
 		}
 	})
@@ -321,7 +300,7 @@ func afterwards(t *testing.T, dir string) {
 		return rig.Kofarm(t, want, dir, rig.Store(t), append([]string{"sign"}, args...)...)
 	}
 	kofarm(0, append([]string{"--farm", "first.yaml", "-o", "signed", filepath.Join("plain", meta)}, files...)...)
-	if !bytes.Equal(read(t, filepath.Join(dir, "signed", meta)), read(t, filepath.Join(dir, "plain", meta))) {
+	if !bytes.Equal(rig.Read(t, filepath.Join(dir, "signed", meta)), rig.Read(t, filepath.Join(dir, "plain", meta))) {
 		t.Error("a package without modules is changed")
 	}
 	if r := kofarm(1, "--verify", "--farm", "first.yaml", filepath.Join("plain", meta)); !strings.Contains(r.Stderr, "no modules") {
@@ -331,7 +310,7 @@ func afterwards(t *testing.T, dir string) {
 	for _, f := range files {
 		name := filepath.Base(f)
 		signed = append(signed, filepath.Join("signed", name))
-		if !bytes.Equal(read(t, filepath.Join(dir, "signed", name)), read(t, filepath.Join(dir, "first", name))) {
+		if !bytes.Equal(rig.Read(t, filepath.Join(dir, "signed", name)), rig.Read(t, filepath.Join(dir, "first", name))) {
 			t.Errorf("signed afterwards, %s is not as it is when it is built signed", name)
 		}
 	}
@@ -346,7 +325,7 @@ func afterwards(t *testing.T, dir string) {
 	}
 	kofarm(0, append([]string{"--strip", "--farm", "plain.yaml", "-o", "stripped"}, signed...)...)
 	for _, f := range files {
-		if !bytes.Equal(read(t, filepath.Join(dir, "stripped", filepath.Base(f))), read(t, filepath.Join(dir, f))) {
+		if !bytes.Equal(rig.Read(t, filepath.Join(dir, "stripped", filepath.Base(f))), rig.Read(t, filepath.Join(dir, f))) {
 			t.Errorf("stripped, %s is not what it was", f)
 		}
 	}
@@ -384,10 +363,10 @@ func tampered(t *testing.T, dir string, kofarm func(int, ...string) rig.Result) 
 				t.Errorf("want %q, got %s", want, r.Stderr)
 			}
 		}
-		run(t, dir, "xz", "--check=crc32", "good.ko")
+		rig.Command(t, dir, "xz", "--check=crc32", "good.ko")
 		kofarm(0, "--strip", "good.ko.xz")
-		run(t, dir, "xz", "-d", "good.ko.xz")
-		if run(t, dir, "modinfo", "-F", "signer", "./good.ko") != "" {
+		rig.Command(t, dir, "xz", "-d", "good.ko.xz")
+		if rig.Command(t, dir, "modinfo", "-F", "signer", "./good.ko") != "" {
 			t.Error("stripped, it has a signer")
 		}
 		return

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 )
 
@@ -97,7 +98,7 @@ func TestNamesMapped(t *testing.T) {
 		module{name: "Foo_Bar+x", version: "r57", license: "GPL"},
 		module{name: "tiny", version: "1.0~rc1_2-3+git", license: "GPL"})
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build")
-	release := report(t, dir).Cells[0].Release
+	release := dist.Results(t, filepath.Join(dir, "dist")).Cells[0].Release
 	short := strings.ReplaceAll(release, "-", "_")
 	for file, want := range map[string]string{
 		"foo-bar+x-modules-" + release + "_*.deb": "foo-bar+x-modules-" + release + " 0+r57 amd64",

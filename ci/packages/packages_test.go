@@ -4,7 +4,6 @@
 package packages_test
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
 )
@@ -106,20 +106,7 @@ func build(t testing.TB, dir, yaml string) *farm.Report {
 	t.Helper()
 	rig.Write(t, dir, "farm.yaml", yaml)
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build")
-	return report(t, dir)
-}
-
-func report(t testing.TB, dir string) *farm.Report {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(dir, "dist", farm.ResultsFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r farm.Report
-	if err := json.Unmarshal(data, &r); err != nil {
-		t.Fatal(err)
-	}
-	return &r
+	return dist.Results(t, filepath.Join(dir, "dist"))
 }
 
 // one gives the one file in dist whose name the pattern matches.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/ci/rpmkernel"
 	"github.com/kofarm/kofarm/farm"
@@ -204,7 +205,7 @@ func TestYum(t *testing.T) {
 			packageOf := func(release string) string { return "kmod-acpi-call-" + release + "-1.2.2-1.x86_64" }
 			const meta = "kmod-acpi-call-1.2.2-1."
 			h.installed(t, packageOf(older), meta+"6.1.192_56.host108.x86_64")
-			h.usable(t, report(t, dir).Cells[0], "extra/acpi-call")
+			h.usable(t, dist.Results(t, filepath.Join(dir, "dist")).Cells[0], "extra/acpi-call")
 			build(t, dir, vendorFarm(t, output, kernels...))
 			if name == "dnf" {
 				h.must(t, "--refresh", "upgrade")
@@ -213,7 +214,7 @@ func TestYum(t *testing.T) {
 				h.must(t, "update")
 			}
 			h.installed(t, packageOf(older), packageOf(newer), meta+"6.1.192_57.host108.x86_64")
-			for _, c := range report(t, dir).Cells {
+			for _, c := range dist.Results(t, filepath.Join(dir, "dist")).Cells {
 				h.usable(t, c, "extra/acpi-call")
 			}
 			// zypper takes .x86_64 at a name's end for an architecture.

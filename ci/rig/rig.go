@@ -112,6 +112,18 @@ func Run(t testing.TB, dir string, env []string, name string, args ...string) Re
 	return Result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
+// Command runs a command in dir, which must succeed, and gives both its streams.
+func Command(t testing.TB, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %q: %v (ci/setup test installs what is needed)\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
 // Kofarm runs kofarm in dir on a store, and fails the test unless it exits with
 // the status.
 func Kofarm(t testing.TB, want int, dir, store string, args ...string) Result {
@@ -134,6 +146,51 @@ func Write(t testing.TB, dir, name, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Folder makes an empty folder that any user can enter.
+func Folder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kofarm-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// FreshStore makes a store in dir with the downloads and layers of the shared
+// one, and no result.
+func FreshStore(t testing.TB, dir string) string {
+	t.Helper()
+	store := filepath.Join(dir, "store")
+	Clone(t, Store(t), store, "blobs", "cache", "refs/layer")
+	return store
+}
+
+// Buffer may be read while it is written.
+type Buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *Buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // Clone makes a folder out of parts of another, without copying where the file
@@ -176,4 +233,36 @@ func LinkOrCopy(from, to string) error {
 	}
 	_, err = io.Copy(w, r)
 	return errors.Join(err, w.Close())
+}
+
+// Files lists the files below dir, each as its name and mode.
+func Files(t testing.TB, dir string) []string {
+	t.Helper()
+	var files []string
+	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, p)
+		files = append(files, rel+" "+fi.Mode().String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// Read reads a file, whose path's parts elem are.
+func Read(t testing.TB, elem ...string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(elem...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/rebuild"
@@ -61,18 +62,7 @@ output:
 // folder makes a folder with a farm file, which any user can enter.
 func folder(t testing.TB, file string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kofarm-verify-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	dir := rig.Folder(t)
 	rig.Write(t, dir, "farm.yaml", file)
 	return dir
 }
@@ -94,15 +84,6 @@ func noLeftovers(t testing.TB, store string) {
 	if left, _ := filepath.Glob(filepath.Join(store, "tmp", "verify-*")); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
-}
-
-func results(t testing.TB, dir string) *farm.Report {
-	t.Helper()
-	r, err := farm.ReadReport(filepath.Join(dir, "dist", farm.ResultsFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
 }
 
 // records is what the store knows of cells, by key.
@@ -162,7 +143,7 @@ func allReproduced(t testing.TB, r *rebuild.Report, built *farm.Report) {
 func TestReproduced(t *testing.T) {
 	store, dir := rig.Store(t), folder(t, realFarm)
 	rig.Kofarm(t, 0, dir, store, "build")
-	built := results(t, dir)
+	built := dist.Results(t, filepath.Join(dir, "dist"))
 	before := records(t, store, built)
 	r := verify(t, 0, dir, store, "--runtime", "embedded,docker,containerd")
 	allReproduced(t, r, built)
@@ -200,7 +181,7 @@ output:
 `
 	rig.Write(t, dir, "farm.yaml", one+"  sign-modules: {key: mok.key, certificate: mok.der}\n")
 	rig.Kofarm(t, 0, dir, store, "build")
-	built := results(t, dir)
+	built := dist.Results(t, filepath.Join(dir, "dist"))
 	rig.Write(t, dir, "farm.yaml", one) // whoever verifies has no key
 	if err := os.Remove(filepath.Join(dir, "mok.key")); err != nil {
 		t.Fatal(err)
@@ -392,24 +373,15 @@ func TestCannot(t *testing.T) {
 	}
 }
 
-// ownStore makes a store that any user can reach, with the downloads and layers
-// of the shared one.
-func ownStore(t testing.TB, dir string) string {
-	t.Helper()
-	store := filepath.Join(dir, "store")
-	rig.Clone(t, rig.Store(t), store, "blobs", "cache", "refs/layer")
-	return store
-}
-
 // TestOtherUser verifies where kofarm can step down to an ordinary user.
 func TestOtherUser(t *testing.T) {
 	dir := folder(t, ownFarm("steady"))
 	own(t, dir, "steady", "$(words a b c)")
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build")
-	store := ownStore(t, dir)
+	store := rig.FreshStore(t, dir)
 	rig.Kofarm(t, 0, dir, store, "build")
 	r := verify(t, 0, dir, store)
-	allReproduced(t, r, results(t, dir))
+	allReproduced(t, r, dist.Results(t, filepath.Join(dir, "dist")))
 	if !slices.Contains(r.Varied, "kofarm's user") {
 		t.Errorf("varied: %q", r.Varied)
 	}
@@ -421,7 +393,7 @@ func TestKilled(t *testing.T) {
 	dir := folder(t, ownFarm("slow"))
 	own(t, dir, "slow", "$(shell test $$(hostname) = kofarm || sleep 60)")
 	rig.Kofarm(t, 0, dir, rig.Store(t), "build")
-	store := ownStore(t, dir)
+	store := rig.FreshStore(t, dir)
 	rig.Kofarm(t, 0, dir, store, "build")
 	cmd := exec.CommandContext(t.Context(), rig.Binary(t), "--store", store, "--quiet", "verify")
 	cmd.Dir = dir
