@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -296,14 +297,16 @@ func (s *pinner) closures(ctx context.Context, k *matrix.Kernel, modules []*matr
 	return all, nil
 }
 
-// dates are when the indexes of a kernel's suite were made; nil where the lock
-// was enough.
+// dates are when the indexes of a kernel's suite were made, which its packages
+// come from; none where the lock was enough.
 func (s *pinner) dates(ctx context.Context, k *matrix.Kernel) (map[string]time.Time, error) {
-	suite := s.suites[suiteKey{k.Distribution, k.Suite, k.Arch}]
-	if suite == nil {
-		return nil, ctx.Err()
+	dates := map[string]time.Time{}
+	for _, arch := range []string{kernel.Machine(), k.Arch} {
+		if suite := s.suites[suiteKey{k.Distribution, k.Suite, arch}]; suite != nil {
+			maps.Copy(dates, suite.Dates())
+		}
 	}
-	return suite.Dates(), nil
+	return dates, ctx.Err()
 }
 
 // pkgs pins packages: the lock's as they are, the archive's with their dates.
