@@ -149,7 +149,7 @@ func TestSoakMatrix(t *testing.T) {
 			}
 		}
 	}
-	if tested < 25 {
+	if tested < 45 {
 		t.Errorf("%d cells were booted", tested)
 	}
 }

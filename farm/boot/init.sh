@@ -30,6 +30,8 @@ echo /bin/modprobe >/proc/sys/kernel/modprobe # which notes what it is asked for
 most=65536
 stuck=
 port= # /plan has it
+newline='
+'
 
 # state NAME sets state and flags to how the kernel has the module, as
 # /proc/modules has it, and how it taints the kernel; "-" where it has it not.
@@ -43,22 +45,23 @@ state() {
 	: "${flags:=-}"
 }
 
-# taint prints how the kernel is tainted: in one read, as it is not to be had in
-# more, and the shell's own takes a byte at a time.
-taint() { cat /proc/sys/kernel/tainted; }
+# The taint has to be had in one read, and the shell's own takes a byte at a time.
+tainted=/proc/sys/kernel/tainted
 
 begin() {
 	dmesg -c >/dev/null
-	rm -f /tmp/requests
-	before=$(taint)
+	[ ! -e /tmp/requests ] || rm /tmp/requests
+	before=$(cat "$tainted")
 	echo "begin $*" >"$port"
 }
 
 # finish NAME STATUS TEXT reports how a step ended.
 finish() {
 	state "$1"
-	after=$(taint)
-	messages=$(dmesg -c)
+	messages=$(cat "$tainted" && exec dmesg -c)
+	after=${messages%%"$newline"*}
+	messages=${messages#"$after"}
+	messages=${messages#"$newline"}
 	{
 		[ ! -s /tmp/requests ] || head -c "$most" /tmp/requests | sed 's/^/request /'
 		[ -z "$3" ] || echo "$3" | head -c "$most" | sed 's/^/text /'
