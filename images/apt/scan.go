@@ -1,7 +1,6 @@
 package apt
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"errors"
@@ -73,46 +72,73 @@ type scanner struct {
 	provides  []span
 	owners    []int32
 	essential []int32
+
+	at, start int64 // bytes: of the current line, of the current stanza
+	inside    bool  // a stanza
 }
 
-// scanTable reads the fields of each stanza that a table needs.
+// scanTable reads the fields of each stanza that a table needs. It looks at each line of tens of megabytes, so
+// it takes them from a buffer of its own.
 func scanTable(r io.Reader) (*table, error) {
 	var s scanner
-	lines := bufio.NewReaderSize(io.LimitReader(r, maxIndexBytes+1), maxIndexLine)
-	start, at := int64(0), int64(0)
-	inside := false
+	buf := make([]byte, maxIndexLine)
+	held := 0 // bytes in buf: a line's beginning
 	for {
-		line, err := lines.ReadSlice('\n')
-		if err != nil && err != io.EOF {
-			return nil, fmt.Errorf("line at byte %d: %w of %d bytes", at, ErrLimit, maxIndexLine)
-		}
-		if inside && (len(line) <= 1) {
-			s.end(start, at)
-			inside = false
-		}
-		if err == io.EOF && len(line) == 0 {
-			break
-		}
-		if len(line) > 1 && !inside {
-			if len(s.packages) == maxIndexStanza {
-				return nil, fmt.Errorf("%w of %d packages", ErrLimit, maxIndexStanza)
+		n, err := r.Read(buf[held:])
+		rest := buf[:held+n]
+		for {
+			i := bytes.IndexByte(rest, '\n')
+			if i < 0 {
+				break
 			}
-			start, inside = at, true
-			s.packages = append(s.packages, span{})
+			if err := s.next(rest[:i+1]); err != nil {
+				return nil, err
+			}
+			rest = rest[i+1:]
 		}
-		s.line(line)
-		if at += int64(len(line)); at > maxIndexBytes {
-			return nil, fmt.Errorf("%w of %d bytes", ErrLimit, maxIndexBytes)
+		if err == io.EOF {
+			if len(rest) > 0 {
+				if err := s.next(rest); err != nil {
+					return nil, err
+				}
+			}
+			s.end()
+			return s.table()
 		}
+		if err != nil {
+			return nil, err
+		}
+		if len(rest) == len(buf) {
+			return nil, fmt.Errorf("line at byte %d: %w of %d bytes", s.at, ErrLimit, maxIndexLine)
+		}
+		held = copy(buf, rest)
 	}
-	return s.table()
 }
 
-// line takes up one line of the current stanza.
-func (s *scanner) line(line []byte) {
-	if len(line) < 2 || line[0] != 'P' && line[0] != 'E' {
-		return
+// next takes up one line.
+func (s *scanner) next(line []byte) error {
+	if len(line) <= 1 {
+		s.end()
+	} else {
+		if !s.inside {
+			if len(s.packages) == maxIndexStanza {
+				return fmt.Errorf("%w of %d packages", ErrLimit, maxIndexStanza)
+			}
+			s.start, s.inside = s.at, true
+			s.packages = append(s.packages, span{})
+		}
+		if line[0] == 'P' || line[0] == 'E' {
+			s.field(line)
+		}
 	}
+	if s.at += int64(len(line)); s.at > maxIndexBytes {
+		return fmt.Errorf("%w of %d bytes", ErrLimit, maxIndexBytes)
+	}
+	return nil
+}
+
+// field takes up a line of the current stanza that may be a field which a table needs.
+func (s *scanner) field(line []byte) {
 	current := int32(len(s.packages) - 1)
 	if name, ok := bytes.CutPrefix(line, fieldPackage); ok {
 		s.packages[current] = s.keep(bytes.TrimSpace(name))
@@ -143,8 +169,12 @@ func (s *scanner) keep(name []byte) span {
 	return span{from, uint32(len(s.arena))}
 }
 
-func (s *scanner) end(from, to int64) {
-	s.offsets = append(s.offsets, [2]uint32{uint32(from), uint32(to - from)})
+// end ends the current stanza, if there is one, before the current line.
+func (s *scanner) end() {
+	if s.inside {
+		s.offsets = append(s.offsets, [2]uint32{uint32(s.start), uint32(s.at - s.start)})
+	}
+	s.inside = false
 }
 
 // table sorts what was collected.
