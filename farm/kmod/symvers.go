@@ -3,6 +3,7 @@ package kmod
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -192,7 +193,9 @@ func (p *symversParser) intern(s string) uint32 {
 // symvers sorts the rows into the compact form.
 func (p *symversParser) symvers() *Symvers {
 	name := func(r symversRow) []byte { return p.names[r.start:r.end] }
-	slices.SortStableFunc(p.rows, func(a, b symversRow) int { return bytes.Compare(name(a), name(b)) })
+	slices.SortFunc(p.rows, func(a, b symversRow) int {
+		return cmp.Or(bytes.Compare(name(a), name(b)), cmp.Compare(a.start, b.start))
+	})
 	p.rows = slices.CompactFunc(p.rows, func(a, b symversRow) bool { return bytes.Equal(name(a), name(b)) })
 	n := len(p.rows)
 	s := &Symvers{
