@@ -42,7 +42,7 @@ directives="PACKAGE_NAME PACKAGE_VERSION BUILT_MODULE_NAME BUILT_MODULE_LOCATION
 	BUILD_EXCLUSIVE_KERNEL BUILD_EXCLUSIVE_KERNEL_MIN BUILD_EXCLUSIVE_KERNEL_MAX BUILD_EXCLUSIVE_ARCH
 	BUILD_EXCLUSIVE_CONFIG"
 
-# json STRING prints it as a JSON string.
+# json STRING appends it to report, as a JSON string.
 json() {
 	local s=$1 out='"' c i LC_ALL=C
 	for ((i = 0; i < ${#s}; i++)); do
@@ -53,7 +53,7 @@ json() {
 		*) out+=$c ;;
 		esac
 	done
-	printf '%s"' "$out"
+	report+=$out'"'
 }
 
 # disk_full prints true where less than 64 KiB or no inode is left on one of the
@@ -70,18 +70,20 @@ disk_full() {
 # Files named in the array outputs, below $base_dir, go along.
 outputs=() files=
 finish() {
-	local i full=false
+	local i full=false report
 	[[ $1 != failed ]] || full=$(disk_full)
-	{
-		printf '{"version":1,"outcome":%s,"phase":%s,"dkmsExit":%d,"message":%s,' \
-			"$(json "$1")" "$(json "$2")" "$3" "$(json "$4")"
-		printf '"compiler":%s,"diskFull":%s,"modules":[' "$(json "${compiler:-}")" "$full"
-		for i in "${kept[@]}"; do
-			((i == kept[0])) || printf ,
-			printf '{"name":%s,"location":%s}' "$(json "${dest_name[i]}")" "$(json "${DEST_MODULE_LOCATION[i]}")"
-		done
-		printf ']}\n'
-	} > "$work/result.json"
+	report='{"version":1,"outcome":' && json "$1"
+	report+=',"phase":' && json "$2"
+	report+=',"dkmsExit":'$3',"message":' && json "$4"
+	report+=',"compiler":' && json "${compiler:-}"
+	report+=',"diskFull":'$full',"modules":['
+	for i in "${kept[@]}"; do
+		((i == kept[0])) || report+=,
+		report+='{"name":' && json "${dest_name[i]}"
+		report+=',"location":' && json "${DEST_MODULE_LOCATION[i]}"
+		report+='}'
+	done
+	echo "$report]}" > "$work/result.json"
 	[[ $1 = built ]] || outputs=() files=
 	[[ $1 = built ]] || echo "kofarm: $1: $2: $4"
 	tar --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --hard-dereference --no-recursion -cf - \
@@ -218,8 +220,7 @@ check_source() {
 # choose_machine sets ARCH and CROSS_COMPILE, as the kernel's Makefiles take them
 # from the environment, where the kernel is not of this machine's architecture.
 choose_machine() {
-	local machine fixdep
-	machine=$(uname -m)
+	local machine=$HOSTTYPE fixdep
 	[[ $arch != "$machine" ]] || return 0
 	case $arch in
 	aarch64) export ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- ;;
@@ -232,40 +233,46 @@ choose_machine() {
 to build for $arch here, give headers whose scripts/ were built on $machine"
 }
 
-# named_compiler prints the compiler that CONFIG_CC_VERSION_TEXT, which is $1,
-# names. For another architecture it is this machine's cross compiler, whatever
+# named_compiler sets name to the compiler that CONFIG_CC_VERSION_TEXT, which is
+# $1, names. For another architecture it is this machine's cross compiler, whatever
 # the kernel's was called; with the number where only that is there.
 named_compiler() {
-	local name=${1%% *}
+	name=${1%% *}
 	if [[ ${CROSS_COMPILE:-} && $name = *gcc* ]]; then
 		name=${CROSS_COMPILE}gcc${name##*gcc}
 		command -v "$name" > /dev/null || [[ $name != *gcc || ! $1 =~ $major ]] || name+=-${BASH_REMATCH[1]}
 	fi
-	printf '%s' "$name"
 }
 
 # choose_compiler sets CC as the kernel's configuration names it, and refuses a
 # compiler of another major version than the kernel was built with.
 choose_compiler() {
-	local text text_major name default major='[)n] ([0-9]+)\.' # gcc-12 (Debian 12.2.0-14) 12.2.0; clang version 19.1.7
+	local settings line text='' lld='' text_major name default major='[)n] ([0-9]+)\.' # gcc-12 (Debian 12.2.0-14) 12.2.0; clang version 19.1.7
 	unset CC CXX CFLAGS CXXFLAGS LDFLAGS
 	[[ -e $kernel_source_dir/include ]] || fail headers 21 "no kernel headers at $kernel_source_dir"
 	choose_machine
 	[[ -e $kernel_config ]] || return 0
-	text=$(sed -n 's/^CONFIG_CC_VERSION_TEXT="*\([^"]*\)"*$/\1/p' "$kernel_config")
+	settings=$(grep -E '^CONFIG_(CC_VERSION_TEXT|LD_IS_LLD|CC_IS_CLANG)=' "$kernel_config")
+	while read -r line; do
+		case $line in
+		CONFIG_CC_VERSION_TEXT=*) text=${line#*=} text=${text//\"/} ;;
+		CONFIG_LD_IS_LLD=y*) lld=yes ;;
+		CONFIG_CC_IS_CLANG=y*) llvm=yes ;;
+		esac
+	done <<< "$settings"
 	[[ $text ]] || return 0
-	name=$(named_compiler "$text")
+	named_compiler "$text"
 	if command -v "$name" > /dev/null; then
 		export CC=$name KERNEL_CC=$name
 	fi
-	if grep -q '^CONFIG_LD_IS_LLD=y' "$kernel_config" && command -v ld.lld > /dev/null; then
+	if [[ $lld ]] && command -v ld.lld > /dev/null; then
 		export LD=ld.lld KERNEL_LD=ld.lld
 	fi
 	default=${CROSS_COMPILE:-}gcc
 	if [[ ! -e $kernel_source_dir/.kernelvariables && ${CC:-$default} != "$default" && ${CC:-} != clang ]]; then
 		export MAKEFLAGS="-- CC=$CC"
 	fi
-	compiler=$("${CC:-$default}" --version 2> /dev/null | head -n 1)
+	read -r compiler < <("${CC:-$default}" --version 2> /dev/null)
 	[[ $compiler ]] || fail toolchain 10 "the kernel was built by \"$text\"; the image has no such compiler"
 	[[ $compiler = "$text" ]] || echo "kofarm: the kernel was built by \"$text\", the module is by \"$compiler\""
 	[[ $text =~ $major ]] && text_major=${BASH_REMATCH[1]} || return 0
@@ -274,19 +281,23 @@ choose_compiler() {
 	return 0
 }
 
-# make_command prints the MAKE that fits this kernel. Of an array with gaps DKMS
+# make_command sets command to the MAKE that fits this kernel. Of an array with gaps DKMS
 # takes as many indices as there are entries, so the last are not looked at; it is
 # so with PATCH, too.
 make_command() {
-	local command='' i
+	local i word
+	command=
 	[[ ${MAKE_MATCH[0]:-} ]] || command=${MAKE[0]:-}
 	for ((i = 0; i < ${#MAKE[@]}; i++)); do
 		[[ ${MAKE[i]} && ${MAKE_MATCH[i]:-} && $kernelver =~ ${MAKE_MATCH[i]} ]] && command=${MAKE[i]}
 	done
 	[[ $command ]] || command="make -C $kernel_source_dir M=$build_dir"
-	grep -qs '^CONFIG_CC_IS_CLANG=y' "$kernel_config" && command+=" LLVM=1"
-	for i in "${make_args[@]}"; do command+=" $(printf %q "$i")"; done
-	printf '%s' "${command/#make/make -j$jobs KERNELRELEASE=$kernelver}"
+	[[ ! $llvm ]] || command+=" LLVM=1"
+	for i in "${make_args[@]}"; do
+		printf -v word %q "$i"
+		command+=" $word"
+	done
+	command=${command/#make/make -j$jobs KERNELRELEASE=$kernelver}
 }
 
 apply_patches() {
@@ -348,11 +359,11 @@ install_files() {
 	files=yes
 }
 
-mkdir -p "$work" "$build_dir" && rmdir "$build_dir" || exit 1
+mkdir -p "$work" "${build_dir%/build}" || exit 1
 cd "$dkms_tree/$module/$module_version" || exit 1
 ln -s "$source_dir" source || exit 1
 
-num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
+llvm='' num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
 read_conf
 check_conf
 check_exclusions
@@ -363,7 +374,7 @@ cp -a "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied t
 cd "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
 apply_patches
 script pre_build "${PRE_BUILD:-}"
-command=$(make_command)
+make_command
 export KBUILD_BUILD_TIMESTAMP=@0
 echo "# phase: make"
 echo "# command: $command"
