@@ -5,7 +5,6 @@ package arm64_test
 
 import (
 	"debug/elf"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"text/tabwriter"
 
+	"github.com/kofarm/kofarm/ci/dist"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
 )
@@ -54,15 +54,7 @@ func build(t *testing.T, dir, store, file string, args ...string) *farm.Report {
 	t.Helper()
 	rig.Write(t, dir, "farm.yaml", file)
 	rig.Kofarm(t, 0, dir, store, append([]string{"build"}, args...)...)
-	data, err := os.ReadFile(filepath.Join(dir, "dist", farm.ResultsFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &farm.Report{}
-	if err := json.Unmarshal(data, r); err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return dist.Results(t, filepath.Join(dir, "dist"))
 }
 
 // run runs a command, which has to succeed, and gives its output.

@@ -3,9 +3,11 @@
 package boot_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -190,20 +192,23 @@ func busy(t *testing.T) {
 	rig.Write(t, dir, "farm.yaml", strings.ReplaceAll(faultsFarm, "TESTDATA", filepath.Join(rig.Root(), "testdata/boot")))
 	store := t.TempDir()
 	rig.Clone(t, rig.Store(t), store, "blobs", "refs/layer", "cache")
-	end, done := make(chan struct{}), make(chan struct{})
+	ctx, end := context.WithCancel(context.Background()) // the test's own ends before its clean-up
+	done := make(chan struct{})
+	kofarm := rig.Binary(t)
 	go func() {
 		defer close(done)
-		for {
-			select {
-			case <-end:
-				return
-			default:
-			}
+		for ctx.Err() == nil {
 			_ = os.RemoveAll(filepath.Join(store, "refs/result"))
-			rig.Run(t, dir, []string{"KOFARM_STORE=" + store}, rig.Binary(t), "build", "farm.yaml", "--output", "dist")
+			cmd := exec.CommandContext(ctx, kofarm, "build", "farm.yaml", "--output", "dist")
+			cmd.Dir, cmd.Env = dir, append(os.Environ(), "KOFARM_STORE="+store)
+			cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+			if out, err := cmd.CombinedOutput(); err != nil && ctx.Err() == nil {
+				t.Errorf("the build beside the boots: %v\n%s", err, out)
+				return
+			}
 		}
 	}()
-	t.Cleanup(func() { close(end); <-done })
+	t.Cleanup(func() { end(); <-done })
 }
 
 // BenchmarkBoot measures what a kernel costs with one module, and what each
