@@ -3,6 +3,8 @@
 package archive
 
 import (
+	"path"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/kofarm/kofarm/images/debian"
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
+	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
 // Keyring is where debian-archive-keyring puts Debian's keys.
@@ -49,8 +52,43 @@ func OpenFor(t testing.TB, suite, arch string) *Suite {
 	return &Suite{opened, client}
 }
 
+// Complete gives the newest n releases of a series and flavor ("6.1.*") of which
+// the suite has not only the headers but also the linux-image, the older first:
+// it is signed hours or days after the headers are there.
+func (s *Suite) Complete(t testing.TB, series, flavor string, n int) []string {
+	t.Helper()
+	kernels, err := s.Kernels()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var releases []kernel.Release
+	for _, k := range kernels {
+		r := kernel.Release(k.Release)
+		matches, err := path.Match(series, k.Release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images, err := s.Lookup("linux-image-" + k.Release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if matches && r.Flavor() == flavor && len(images) > 0 {
+			releases = append(releases, r)
+		}
+	}
+	if len(releases) < n {
+		t.Fatalf("suite %s has %q with their linux-image, want %d of %s", s.Name, releases, n, series)
+	}
+	slices.SortFunc(releases, kernel.Compare)
+	var newest []string
+	for _, r := range releases[len(releases)-n:] {
+		newest = append(newest, string(r))
+	}
+	return newest
+}
+
 // Deb downloads a package, and gives the file's path and the version.
-func (s *Suite) Deb(t testing.TB, name string) (path, version string) {
+func (s *Suite) Deb(t testing.TB, name string) (file, version string) {
 	t.Helper()
 	found, err := s.Lookup(name)
 	if err != nil {
@@ -59,9 +97,9 @@ func (s *Suite) Deb(t testing.TB, name string) (path, version string) {
 	if len(found) == 0 {
 		t.Fatalf("suite %s has no package %s", s.Name, name)
 	}
-	path, err = s.fetch.Fetch(t.Context(), found[0].File())
+	file, err = s.fetch.Fetch(t.Context(), found[0].File())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path, found[0].Version
+	return file, found[0].Version
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kofarm/kofarm/ci/archive"
 	"github.com/kofarm/kofarm/ci/chroot"
 	"github.com/kofarm/kofarm/ci/rig"
 	"github.com/kofarm/kofarm/farm"
@@ -75,12 +76,13 @@ type load struct {
 func newLoad(t *testing.T) *load {
 	t.Helper()
 	l := &load{sums: map[string]string{}}
+	kernels := strings.Join(archive.Open(t, "bookworm").Complete(t, "6.1.*", "cloud-amd64", 2), ", ")
 	var r *farm.Report
 	for _, compression := range []string{"zst", "xz", "gz"} {
 		dir := t.TempDir()
 		r = buildFarm(t, dir, `
 modules: [{source: {deb: acpi-call-dkms, suite: bookworm}}]
-kernels: [{suite: bookworm, releases: [{latest: 2, of: "6.1.*"}], flavors: [cloud-amd64]}]
+kernels: [{suite: bookworm, releases: [`+kernels+`], flavors: [cloud-amd64]}]
 output: {dkms: {layouts: [binaries-only, stub, full, combined], compression: `+compression+`}}
 `)
 		l.dist = append(l.dist, filepath.Join(dir, "dist"))

@@ -46,13 +46,12 @@ type aptHost struct {
 func newAptHost(t *testing.T, suite, series string) *aptHost {
 	t.Helper()
 	a := &aptHost{suite: suite, dir: t.TempDir()}
-	probe := t.TempDir()
-	a.cells = build(t, probe, a.yaml(`{latest: 2, of: "`+series+`"}`)).Cells
+	archived := archive.Open(t, suite)
+	a.cells = build(t, t.TempDir(), a.yaml(strings.Join(archived.Complete(t, series, "cloud-amd64", 2), ", "))).Cells
 	if len(a.cells) != 2 {
-		t.Fatalf("%d kernels match %s, want 2", len(a.cells), series)
+		t.Fatalf("there are %d cells, want 2", len(a.cells))
 	}
 	debian := t.TempDir()
-	archived := archive.Open(t, suite)
 	for _, c := range a.cells {
 		deb, _ := archived.Deb(t, "linux-image-"+c.Release)
 		if err := os.Symlink(deb, filepath.Join(debian, c.Release+".deb")); err != nil {

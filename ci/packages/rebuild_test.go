@@ -119,15 +119,15 @@ func TestDKMSPrebuilt(t *testing.T) {
 	for suite, series := range map[string]string{"bookworm": "6.1.*", "trixie": "6.12.*"} {
 		t.Run(suite, func(t *testing.T) {
 			dir := t.TempDir()
+			archived := archive.Open(t, suite)
 			r := build(t, dir, fmt.Sprintf(`
 modules: [{source: {deb: acpi-call-dkms, suite: %s}}]
-kernels: [{suite: %[1]s, releases: [{latest: 2, of: %q}], flavors: [cloud-amd64]}]
+kernels: [{suite: %[1]s, releases: [%s], flavors: [cloud-amd64]}]
 output:
   deb: {packages: [dkms], prebuilt: true}
-`, suite, series))
+`, suite, strings.Join(archived.Complete(t, series, "cloud-amd64", 2), ", ")))
 			root := chroot.Open(t, bare(suite).Make(t))
 			root.Shell(t, `for p in gcc cc make ld; do ! command -v $p || exit 1; done`)
-			archived := archive.Open(t, suite)
 			older, newer := r.Cells[0], r.Cells[1]
 			kernel := func(c farm.CellReport) {
 				deb, _ := archived.Deb(t, "linux-image-"+c.Release)

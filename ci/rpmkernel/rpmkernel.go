@@ -80,16 +80,7 @@ func (b *builder) run(dir, name string, args ...string) {
 // unpack unpacks Debian's headers and image of the newest kernel of the series.
 func (b *builder) unpack() {
 	s := archive.Open(b.t, suite)
-	kernels, err := s.Kernels()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, k := range kernels { // sorted by name, so the last one is the newest of two-digit ABIs
-		if strings.HasPrefix(k.Release, series) && strings.HasSuffix(k.Release, "-amd64") &&
-			!strings.Contains(k.Release, "cloud") && !strings.Contains(k.Release, "rt") {
-			b.debian = k.Release
-		}
-	}
+	b.debian = s.Complete(b.t, series+"*", "amd64", 1)[0]
 	for _, name := range []string{"linux-headers-" + b.debian, "linux-headers-" + strings.TrimSuffix(b.debian, "amd64") + "common",
 		"linux-kbuild-6.1", "linux-image-" + b.debian} {
 		path, _ := s.Deb(b.t, name)
