@@ -264,7 +264,7 @@ func (r *Runner) start(task worker.Task, layerDirs []string) (*running, error) {
 
 func hintUserNamespace(err error) string {
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
-		return " (this kernel does not let the user make user namespaces: see /proc/sys/user/max_user_namespaces and kernel.unprivileged_userns_clone)"
+		return " (no user namespace can be made: not in a chroot, nor where /proc/sys/user/max_user_namespaces or kernel.unprivileged_userns_clone forbid it)"
 	}
 	return ""
 }

@@ -225,8 +225,8 @@ func protectCgroups() error {
 	return nil
 }
 
-// standInCgroups mounts a cgroup namespace's own, empty view, read-only: in a
-// chroot, and behind `ip netns exec`, there are no cgroups.
+// standInCgroups mounts a cgroup namespace's own, empty view, read-only: behind
+// `ip netns exec`, say, there are no cgroups.
 func standInCgroups() error {
 	runtime.LockOSThread() // a namespace is a thread's
 	defer runtime.UnlockOSThread()
