@@ -100,17 +100,11 @@ func (s *signing) prepare(ctx context.Context, results []*Result) error {
 }
 
 func (s *signing) sign(ctx context.Context, r *Result, ko Module, m *signedModule) error {
-	plain, err := s.plain(ko)
+	plain, trailer, err := s.signed(ctx, r, ko)
 	if err != nil {
 		return err
 	}
-	pkcs7, err := s.signature(ctx, r, ko, plain)
-	if err != nil {
-		return fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
-	}
-	if m.trailer, err = kmod.Trailer(pkcs7); err != nil {
-		return err
-	}
+	m.trailer = trailer
 	h := sha256.New()
 	h.Write(plain)
 	h.Write(m.trailer)
@@ -165,18 +159,18 @@ func (s *signing) name(r *Result, ko Module) string {
 	return sha256hex(fmt.Appendf(nil, "kofarm signature %d\n%s\n%s\n%s\n%s\n", signatureFormat, s.key.Fingerprint(), s.hash, r.Cell.Key, ko.SHA256))
 }
 
-// signed gives a module as it is packed but for its compression.
-func (s *signing) signed(ctx context.Context, r *Result, ko Module) ([]byte, error) {
-	plain, err := s.plain(ko)
-	if err != nil {
-		return nil, err
+// signed gives a module and the signature that follows it: what is packed, but for
+// its compression.
+func (s *signing) signed(ctx context.Context, r *Result, ko Module) (plain, trailer []byte, err error) {
+	if plain, err = s.plain(ko); err != nil {
+		return nil, nil, err
 	}
 	pkcs7, err := s.signature(ctx, r, ko, plain)
 	if err != nil {
-		return nil, fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
+		return nil, nil, fmt.Errorf("%s of %s: %w", ko.Name, r.Cell.Name(), err)
 	}
-	trailer, err := kmod.Trailer(pkcs7)
-	return append(plain, trailer...), err
+	trailer, err = kmod.Trailer(pkcs7)
+	return plain, trailer, err
 }
 
 // signature finds a module's signature in the store, or makes it.

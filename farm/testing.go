@@ -294,7 +294,10 @@ func (t *Tests) module(ctx context.Context, r *Result, m Module) boot.Module {
 		return boot.Module{File: m.Name, SHA256: m.SHA256, Open: func() ([]byte, error) { return records{t.Store}.module(m) }}
 	}
 	s := &signing{key: t.ModuleKey, hash: t.farm.Output.SignModules.Hash, records: records{t.Store}, kernels: t.Kernels}
-	return boot.Module{File: m.Name, SHA256: s.name(r, m), Open: func() ([]byte, error) { return s.signed(ctx, r, m) }}
+	return boot.Module{File: m.Name, SHA256: s.name(r, m), Open: func() ([]byte, error) {
+		plain, trailer, err := s.signed(ctx, r, m)
+		return append(plain, trailer...), err
+	}}
 }
 
 func moduleFiles(rec *Record) []string {

@@ -245,9 +245,9 @@ const Busybox = "busybox-static"
 
 // Image finds the packages that a boot of the kernel needs, sorted by name:
 // those that hold the kernel itself and its modules, of the headers' version,
-// else the newest, [Busybox], and what else it takes by name. Where the archive does not have the kernel with
-// Debian's signature yet, which comes hours or days later, it is the one without.
-// There are none where it has only headers.
+// else the newest, [Busybox], and the packages named in more. Where the archive
+// does not have the kernel with Debian's signature yet, which comes hours or days
+// later, it is the one without. There are none where it has only headers.
 func (s *Suite) Image(k Kernel, more ...string) ([]*apt.Package, error) {
 	found, err := s.Lookup("linux-image-" + k.Release)
 	if err == nil && len(found) == 0 {
