@@ -92,7 +92,7 @@ func Binary(t testing.TB) string {
 
 // Result is what a run of a command gave.
 type Result struct {
-	Code           int
+	PID, Code      int
 	Stdout, Stderr string
 }
 
@@ -109,7 +109,7 @@ func Run(t testing.TB, dir string, env []string, name string, args ...string) Re
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%s: %v", name, err)
 	}
-	return Result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	return Result{cmd.Process.Pid, cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
 // Command runs a command in dir, which must succeed, and gives both its streams.

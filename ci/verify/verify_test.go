@@ -75,13 +75,19 @@ func verify(t testing.TB, want int, dir, store string, args ...string) *rebuild.
 	if err := json.Unmarshal([]byte(out.Stdout), &r); err != nil {
 		t.Fatalf("%v\n%s", err, out.Stdout)
 	}
-	noLeftovers(t, store)
+	noLeftovers(t, store, out.PID)
 	return &r
 }
 
-func noLeftovers(t testing.TB, store string) {
+// folders are where a kofarm verify builds: others may run on the same store.
+func folders(store string, pid int) []string {
+	found, _ := filepath.Glob(filepath.Join(store, "tmp", fmt.Sprintf("verify-%d-*", pid)))
+	return found
+}
+
+func noLeftovers(t testing.TB, store string, pid int) {
 	t.Helper()
-	if left, _ := filepath.Glob(filepath.Join(store, "tmp", "verify-*")); len(left) > 0 {
+	if left := folders(store, pid); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
 }
@@ -402,12 +408,15 @@ func TestKilled(t *testing.T) {
 	}
 	defer cmd.Wait() //nolint:errcheck // it is killed
 	await(t, "a build in the other store", func() bool { return len(running(t, store)) > 1 })
+	if len(folders(store, cmd.Process.Pid)) == 0 {
+		t.Error("there is no other store")
+	}
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the end of the other process", func() bool { return len(running(t, store)) == 0 })
 	rig.Kofarm(t, 0, dir, store, "status")
-	noLeftovers(t, store)
+	noLeftovers(t, store, cmd.Process.Pid)
 }
 
 func await(t testing.TB, what string, done func() bool) {

@@ -264,7 +264,7 @@ func reachable(dir string) error {
 
 // rebuild builds cells as another user, or as this one for 0.
 func (g *again) rebuild(ctx context.Context, run rebuild.Run, uid int) (_ *rebuild.Rebuilt, err error) {
-	dir, err := os.MkdirTemp(g.store.TempDir(), "verify-")
+	dir, err := os.MkdirTemp(g.store.TempDir(), fmt.Sprintf("verify-%d-", os.Getpid()))
 	if err != nil {
 		return nil, err
 	}
