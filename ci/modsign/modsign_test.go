@@ -76,10 +76,10 @@ func openPGP(t testing.TB, dir string) {
 }
 
 // build builds into dir/name, and tells how many cells were in the store.
-func build(t testing.TB, dir, name, yaml string) (*farm.Report, string) {
+func build(t testing.TB, dir, store, name, yaml string) (*farm.Report, string) {
 	t.Helper()
 	rig.Write(t, dir, name+".yaml", yaml)
-	out := rig.Kofarm(t, 0, dir, rig.Store(t), "build", name+".yaml", "-o", name)
+	out := rig.Kofarm(t, 0, dir, store, "build", name+".yaml", "-o", name)
 	var r farm.Report
 	if err := json.Unmarshal(rig.Read(t, filepath.Join(dir, name, farm.ResultsFile)), &r); err != nil {
 		t.Fatal(err)
@@ -181,9 +181,11 @@ func TestFarm(t *testing.T) {
 	openPGP(t, dir)
 	pair(t, dir, "First", "rsa:3072")
 	pair(t, dir, "Second", "ec", "-pkeyopt", "ec_paramgen_curve:P-384")
-	plain, _ := build(t, dir, "plain", farmFile("xz", ""))
+	plain, _ := build(t, dir, rig.Store(t), "plain", farmFile("xz", ""))
+	store := t.TempDir() // whose signatures are dropped
+	rig.Clone(t, rig.Store(t), store, "blobs", "cache", "refs/layer", "refs/symvers", "refs/result")
 	built := plain.Cells[0].Modules[0].SHA256
-	first, out := build(t, dir, "first", farmFile("xz", "{key: First.key, certificate: First.der}"))
+	first, out := build(t, dir, store, "first", farmFile("xz", "{key: First.key, certificate: First.der}"))
 	cached := func(t *testing.T, r *farm.Report, out string) {
 		t.Helper()
 		if !strings.Contains(out, "1 built (1 of 1 cells were in the store)") || r.Cells[0].Key != plain.Cells[0].Key || r.Cells[0].Modules[0].SHA256 != built {
@@ -224,14 +226,14 @@ func TestFarm(t *testing.T) {
 		}
 	})
 	t.Run("another key, zstd", func(t *testing.T) {
-		second, out := build(t, dir, "second", farmFile("zst", "{key: Second.key, certificate: Second.pem, hash: kernel}"))
+		second, out := build(t, dir, store, "second", farmFile("zst", "{key: Second.key, certificate: Second.pem, hash: kernel}"))
 		cached(t, second, out)
 		for name, module := range unpack(t, filepath.Join(dir, "second")) {
 			if unsigned := accepted(t, dir, "Second", module); sum(unsigned) != built {
 				t.Errorf("%s: stripped it is not what was built", name)
 			}
 		}
-		again, _ := build(t, dir, "again", farmFile("zst", "{key: Second.key, certificate: Second.pem, hash: kernel}"))
+		again, _ := build(t, dir, store, "again", farmFile("zst", "{key: Second.key, certificate: Second.pem, hash: kernel}"))
 		if again.Cells[0].Modules[0].Signed.SHA256 != second.Cells[0].Modules[0].Signed.SHA256 {
 			t.Error("signed again, it is another one")
 		}
@@ -247,13 +249,13 @@ func TestFarm(t *testing.T) {
 		yaml := farmFile("xz", `{pkcs11: "pkcs11:token=mok;object=modules?module-path=/usr/lib/softhsm/libsofthsm2.so", certificate: First.der, passphrase-env: MOK_PIN}`)
 		t.Setenv("MOK_PIN", "wrong-pin")
 		rig.Write(t, dir, "token.yaml", yaml)
-		r := rig.Kofarm(t, 2, dir, rig.Store(t), "build", "token.yaml", "-o", "token")
+		r := rig.Kofarm(t, 2, dir, store, "build", "token.yaml", "-o", "token")
 		if strings.Contains(r.Stderr, "wrong-pin") || !strings.Contains(r.Stderr, "token.yaml:14:17: ") || !strings.Contains(r.Stderr, "PIN_INCORRECT") {
 			t.Errorf("with a wrong PIN: %s", r.Stderr)
 		}
 		t.Setenv("MOK_PIN", pin)
-		forget(t)
-		token, out := build(t, dir, "token", yaml)
+		forget(t, store)
+		token, out := build(t, dir, store, "token", yaml)
 		cached(t, token, out)
 		signed(t, token)
 		same(t, dir, "token", "first")
@@ -263,27 +265,27 @@ func TestFarm(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, "bin/sign"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		forget(t)
-		command, _ := build(t, dir, "command", farmFile("xz", "{command: [bin/sign], certificate: First.der}"))
+		forget(t, store)
+		command, _ := build(t, dir, store, "command", farmFile("xz", "{command: [bin/sign], certificate: First.der}"))
 		signed(t, command)
 		same(t, dir, "command", "first")
 		if n := len(rig.Read(t, filepath.Join(dir, "log.hashes"))); n != 2*32 { // a trial, and the module
 			t.Errorf("the command has seen %d bytes, want two hashes", n)
 		}
 	})
-	t.Run("sign, verify, strip", func(t *testing.T) { afterwards(t, dir) })
+	t.Run("sign, verify, strip", func(t *testing.T) { afterwards(t, dir, store) })
 }
 
 // forget drops the store's signatures, so that what signs is asked again.
-func forget(t *testing.T) {
+func forget(t *testing.T, store string) {
 	t.Helper()
-	if err := os.RemoveAll(filepath.Join(rig.Store(t), "refs", "signature")); err != nil {
+	if err := os.RemoveAll(filepath.Join(store, "refs", "signature")); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // afterwards signs the packages of the unsigned dist.
-func afterwards(t *testing.T, dir string) {
+func afterwards(t *testing.T, dir, store string) {
 	var files []string
 	var meta string
 	for _, name := range entries(t, filepath.Join(dir, "plain")) {
@@ -297,7 +299,7 @@ func afterwards(t *testing.T, dir string) {
 		files = append(files, filepath.Join("plain", name))
 	}
 	kofarm := func(want int, args ...string) rig.Result {
-		return rig.Kofarm(t, want, dir, rig.Store(t), append([]string{"sign"}, args...)...)
+		return rig.Kofarm(t, want, dir, store, append([]string{"sign"}, args...)...)
 	}
 	kofarm(0, append([]string{"--farm", "first.yaml", "-o", "signed", filepath.Join("plain", meta)}, files...)...)
 	if !bytes.Equal(rig.Read(t, filepath.Join(dir, "signed", meta)), rig.Read(t, filepath.Join(dir, "plain", meta))) {
