@@ -221,6 +221,9 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if rec.Outcome == Built && len(out.Modules) == 0 {
 		rec.Check.Problems = []Problem{{c.Module.Name, kmod.KindFormat, "dkms.conf names no module: there is nothing to pack"}}
 	}
+	if first := b.known(c); first != nil { // another run has built it meanwhile: packages and statements may be made of that
+		return first.Record, nil
+	}
 	return rec, records{b.Store}.save(c.Key, rec)
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -260,6 +261,36 @@ func TestKnown(t *testing.T) {
 	}
 	if o.finished != 8 {
 		t.Errorf("%d cells finished, want 8", o.finished)
+	}
+}
+
+// TestBuiltTwice has two runs build a cell at the same time: the result of the
+// one that ends first is both's.
+func TestBuiltTwice(t *testing.T) {
+	s := openStore(t)
+	cells := testCells(t, 1)
+	good := goodModule(t)
+	other, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+		return exits, output(task.Output, worker.Built, map[string][]byte{"x": good})
+	})
+	var first *Result
+	b, _ := builder(s, func(ctx context.Context, task worker.Task) (worker.Result, error) {
+		results, err := other.Build(ctx, cells)
+		if err != nil {
+			return exits, err
+		}
+		first = results[0]
+		_, err = io.WriteString(task.Log, "not the same\n")
+		return exits, errors.Join(err, output(task.Output, worker.Built, map[string][]byte{"x": append(slices.Clone(good), 0)}))
+	})
+	for try := range 2 {
+		results, err := b.Build(t.Context(), cells)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := results[0]; !reflect.DeepEqual(r.Record, first.Record) || r.Cached != (try > 0) {
+			t.Errorf("run %d: cached %t, %+v, the first is %+v", try, r.Cached, r.Record, first.Record)
+		}
 	}
 }
 
