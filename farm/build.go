@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/farm/kmod"
@@ -250,11 +252,11 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 	if phase, message := abnormal(res, limits); phase != "" {
 		rec.Phase, rec.Message = phase, message
 	} else {
-		if _, err := output.Seek(0, 0); err != nil {
+		info, err := output.Stat()
+		if err != nil {
 			return nil, out, err
 		}
-		var err error
-		out, err = worker.ReadOutput(output)
+		out, err = worker.ReadOutput(output, info.Size())
 		switch {
 		case err == nil:
 			rec.take(out.Report)
@@ -317,39 +319,38 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output) error {
 		rec.Modules = nil
 	}
 	for i, m := range out.Modules {
-		d, err := b.Store.Put(m.Data, moduleType)
+		blob, err := b.storeBlob(moduleType, m.Data)
 		if err != nil {
 			return err
 		}
-		rec.Modules[i].Blob = blobOf(d)
+		rec.Modules[i].Blob = *blob
 	}
+	var err error
 	if out.Symvers != nil {
-		d, err := b.Store.Put(out.Symvers, symversType)
-		if err != nil {
+		if rec.Symvers, err = b.storeBlob(symversType, out.Symvers); err != nil {
 			return err
 		}
-		blob := blobOf(d)
-		rec.Symvers = &blob
 	}
-	return b.storeInstalled(rec, out.Installed)
+	if len(out.Installed) > 0 {
+		rec.Installed, err = b.write(filesType, func(w io.Writer) error { return packInstalled(w, out.Installed) })
+	}
+	return err
 }
 
-// storeInstalled stores user-space files as one blob.
-func (b *Builder) storeInstalled(rec *Record, files []worker.Installed) error {
-	if len(files) == 0 {
-		return nil
-	}
-	data, err := packInstalled(files)
-	if err != nil {
+func (b *Builder) storeBlob(mediaType types.MediaType, data io.Reader) (*Blob, error) {
+	return b.write(mediaType, func(w io.Writer) error {
+		_, err := io.Copy(w, data)
 		return err
-	}
-	d, err := b.Store.Put(data, filesType)
+	})
+}
+
+func (b *Builder) write(mediaType types.MediaType, write func(io.Writer) error) (*Blob, error) {
+	d, err := b.Store.Write(mediaType, write)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	blob := blobOf(d)
-	rec.Installed = &blob
-	return nil
+	return &blob, nil
 }
 
 // retryable tells faults that may pass from those that will not: the fetcher

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -521,6 +522,10 @@ func TestSymversCache(t *testing.T) {
 	}
 }
 
+func sectionOf(data []byte) *io.SectionReader {
+	return io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data)))
+}
+
 // TestCheckPrograms finds a program of this machine in the user-space files of a
 // build for another architecture.
 func TestCheckPrograms(t *testing.T) {
@@ -528,12 +533,12 @@ func TestCheckPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := []worker.Installed{{Name: "usr/bin/tool", Data: self}, {Name: "usr/share/x.o", Data: goodModule(t)}, {Name: "etc/x", Data: []byte("x")}}
+	files := []worker.Installed{{Name: "usr", Mode: fs.ModeDir}, {Name: "usr/bin/tool", Data: sectionOf(self)}, {Name: "usr/share/x.o", Data: sectionOf(goodModule(t))}, {Name: "etc/x", Data: sectionOf([]byte("x"))}}
 	for arch, want := range map[string]int{"x86_64": 0, "aarch64": 1} {
 		c := &Cell{Cell: &matrix.Cell{Kernel: &matrix.Kernel{Arch: arch}}}
-		got := checkPrograms(c, files)
-		if len(got) != want || want > 0 && (got[0].Module != "usr/bin/tool" || got[0].Kind != kmod.KindMachine) {
-			t.Errorf("for %s: %+v", arch, got)
+		got, err := checkPrograms(c, files)
+		if err != nil || len(got) != want || want > 0 && (got[0].Module != "usr/bin/tool" || got[0].Kind != kmod.KindMachine) {
+			t.Errorf("for %s: %+v, %v", arch, got, err)
 		}
 	}
 }
@@ -543,7 +548,7 @@ func TestCheckNames(t *testing.T) {
 	b, _ := builder(openStore(t), nil)
 	b.symvers.load = noImages{}.Symvers
 	c := testCells(t, 2)[1] // another kernel than the module's
-	got, err := b.check(t.Context(), c, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: goodModule(t)}, {Name: "bad.ko", Data: []byte("?")}}})
+	got, err := b.check(t.Context(), c, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: sectionOf(goodModule(t))}, {Name: "bad.ko", Data: sectionOf([]byte("?"))}}})
 	if err != nil || len(got.Problems) != 2 || got.Format != checkFormat {
 		t.Fatalf("%+v, %v", got, err)
 	}

@@ -35,7 +35,7 @@ func (b *Builder) check(ctx context.Context, c *Cell, out worker.Output) (Checke
 	target := kmod.Target{Release: c.Kernel.Release, Arch: c.Kernel.Arch, Symvers: symvers}
 	modules := make([]*kmod.Module, len(files))
 	for i, f := range files {
-		m, err := kmod.ReadAt(bytes.NewReader(f.Data), int64(len(f.Data)), kmod.Limits{PlainOnly: true})
+		m, err := kmod.ReadAt(f.Data, f.Data.Size(), kmod.Limits{PlainOnly: true})
 		if err != nil {
 			checked.Problems = append(checked.Problems, Problem{f.Name, kmod.KindFormat, clip(err.Error())})
 			continue
@@ -51,21 +51,31 @@ func (b *Builder) check(ctx context.Context, c *Cell, out worker.Output) (Checke
 			checked.Problems = append(checked.Problems, Problem{files[i].Name, p.Kind, clip(p.Detail)})
 		}
 	}
-	checked.Problems = append(checked.Problems, checkPrograms(c, out.Installed)...)
-	return checked, nil
+	programs, err := checkPrograms(c, out.Installed)
+	checked.Problems = append(checked.Problems, programs...)
+	return checked, err
 }
 
 // checkPrograms finds what of a build for another architecture was built for
 // this machine, by Makefiles that ask for no other compiler.
-func checkPrograms(c *Cell, files []worker.Installed) []Problem {
+func checkPrograms(c *Cell, files []worker.Installed) (found []Problem, err error) {
 	machine := kernel.Machine()
-	var found []Problem
+	if c.Kernel.Arch == machine {
+		return nil, nil
+	}
 	for _, f := range files {
-		if c.Kernel.Arch != machine && kmod.ProgramArch(f.Data) == machine {
+		if f.Data == nil {
+			continue
+		}
+		arch, err := kmod.ProgramArch(f.Data)
+		if err != nil {
+			return nil, err
+		}
+		if arch == machine {
 			found = append(found, Problem{f.Name, kmod.KindMachine, fmt.Sprintf("the program is for %s, the kernel is %s: build it by $CC, which is the cross compiler", machine, c.Kernel.Arch)})
 		}
 	}
-	return found
+	return found, nil
 }
 
 // symversKept is how many kernels' symbols are kept at a time: cells of one

@@ -1,7 +1,6 @@
 package farm
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -109,10 +108,7 @@ func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 func (m *material) modules(r *Result) ([]dkms.Module, error) {
 	var list []dkms.Module
 	for _, ko := range r.Record.Modules {
-		packed := dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) {
-			data, err := m.records.module(ko) // whole, so that it is verified before it is packed
-			return io.NopCloser(bytes.NewReader(data)), err
-		}}
+		packed := dkms.Module{Dest: ko.Name, Size: ko.Size, Open: func() (io.ReadCloser, error) { return m.records.s.Open(ko.hash()) }}
 		if m.signing != nil {
 			var err error
 			if packed.Size, packed.Open, err = m.signing.module(r, ko); err != nil {
@@ -128,13 +124,9 @@ func (m *material) modules(r *Result) ([]dkms.Module, error) {
 func (m *material) read(r *Result) ([]*kmod.Module, error) {
 	var list []*kmod.Module
 	for _, ko := range r.Record.Modules {
-		data, err := m.records.module(ko)
+		k, err := m.records.parsed(ko)
 		if err != nil {
 			return nil, err
-		}
-		k, err := kmod.ReadAt(bytes.NewReader(data), int64(len(data)), kmod.Limits{PlainOnly: true})
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", ko.Name, err)
 		}
 		list = append(list, k)
 	}

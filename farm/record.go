@@ -203,6 +203,20 @@ func (rec *Record) layers() []v1.Descriptor {
 // module reads a module's bytes.
 func (r records) module(m Module) ([]byte, error) { return r.s.Get(m.hash(), maxModule) }
 
+// parsed reads what a stored module says of itself.
+func (r records) parsed(m Module) (*kmod.Module, error) {
+	f, err := r.s.OpenVerified(m.hash())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	k, err := kmod.ReadAt(f, m.Size, kmod.Limits{PlainOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", m.Name, err)
+	}
+	return k, nil
+}
+
 // logWriter stores a log, compressed, while it is written. commit or abort ends
 // it.
 type logWriter struct {

@@ -21,27 +21,30 @@ import (
 // maxInstalled bounds the user-space files of one module version, in bytes.
 const maxInstalled = 4 << 30
 
-// packInstalled makes a tar of user-space files, whose bytes depend on nothing
+// packInstalled writes a tar of user-space files, whose bytes depend on nothing
 // else.
-func packInstalled(files []worker.Installed) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+func packInstalled(to io.Writer, files []worker.Installed) error {
+	w := tar.NewWriter(to)
 	for _, f := range files {
-		h := &tar.Header{Name: f.Name, Typeflag: tar.TypeReg, Mode: int64(f.Mode.Perm()), Size: int64(len(f.Data)), Format: tar.FormatPAX}
+		h := &tar.Header{Name: f.Name, Typeflag: tar.TypeReg, Mode: int64(f.Mode.Perm()), Format: tar.FormatPAX}
 		switch f.Mode.Type() {
 		case fs.ModeDir:
 			h.Typeflag, h.Name = tar.TypeDir, f.Name+"/"
 		case fs.ModeSymlink:
 			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		default:
+			h.Size = f.Data.Size()
 		}
 		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
-		if _, err := w.Write(f.Data); err != nil {
-			return nil, err
+		if h.Size > 0 {
+			if _, err := io.Copy(w, f.Data); err != nil {
+				return err
+			}
 		}
 	}
-	return b.Bytes(), w.Close()
+	return w.Close()
 }
 
 // installed iterates over a result's user-space files.

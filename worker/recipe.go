@@ -92,27 +92,28 @@ type ReportModule struct {
 	Location string `json:"location"` // DEST_MODULE_LOCATION
 }
 
-// Output is what a build's standard output held.
+// Output is what a build's standard output held. The files' data stays where it
+// is: it is read out of that.
 type Output struct {
 	Report  Report
-	Modules []File // in the report's order
-	Symvers []byte // Module.symvers, nil if there was none
+	Modules []File            // in the report's order
+	Symvers *io.SectionReader // Module.symvers, nil if there was none
 	// Installed are the user-space files, sorted by name.
 	Installed []Installed
 }
 
 // Installed is a file, folder or symbolic link for user space.
 type Installed struct {
-	Name string      // clean, relative to the target's root
-	Mode fs.FileMode // its type, and whether a file is executable
-	Link string      // of a symbolic link
-	Data []byte
+	Name string            // clean, relative to the target's root
+	Mode fs.FileMode       // its type, and whether a file is executable
+	Link string            // of a symbolic link
+	Data *io.SectionReader // of a file
 }
 
 // File is one module of an output.
 type File struct {
 	Name string // with .ko
-	Data []byte
+	Data *io.SectionReader
 }
 
 // Limits on an output, beside Limits.Output.
@@ -122,16 +123,20 @@ const (
 	maxInstalled   = 100_000
 )
 
+// reportFile is the recipe's report in the output.
+const reportFile = "result.json"
+
 // installedPrefix is where the output has user-space files.
 const installedPrefix = "files"
 
-// ReadOutput reads the tar that the recipe has written. It takes nothing on
-// trust: it must be one archive whose entries are regular files with the names
-// that the report announces, each once.
-func ReadOutput(r io.Reader) (Output, error) {
+// ReadOutput reads the tar that the recipe has written, of size bytes. It takes
+// nothing on trust: it must be one archive whose entries are regular files with
+// the names that the report announces, each once.
+func ReadOutput(r io.ReaderAt, size int64) (Output, error) {
 	var out Output
-	files := map[string][]byte{}
-	tr := tar.NewReader(r)
+	files := map[string]*io.SectionReader{}
+	whole := io.NewSectionReader(r, 0, size)
+	tr := tar.NewReader(whole)
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -140,22 +145,37 @@ func ReadOutput(r io.Reader) (Output, error) {
 		if err != nil {
 			return out, fmt.Errorf("reading the build's output: %w", err)
 		}
+		data, err := section(h, whole)
 		switch {
-		case len(h.PAXRecords) > 0: // a sparse file's zeros would come out of nothing, without end
-			err = errors.New("an extended header, of a sparse file perhaps; the recipe writes none")
+		case err != nil:
 		case inside(h.Name):
-			err = out.install(h, tr)
+			err = out.install(h, data)
 		default:
-			err = readEntry(files, h, tr)
+			err = addEntry(files, h, data)
 		}
 		if err != nil {
 			return out, fmt.Errorf("the build's output: %q: %w", h.Name, err)
 		}
 	}
-	if err := onlyZeros(r); err != nil {
+	if err := onlyZeros(whole); err != nil {
 		return out, fmt.Errorf("the build's output: %w", err)
 	}
 	return assemble(files, out)
+}
+
+// section gives an entry's data in the archive whose header was just read.
+func section(h *tar.Header, archive *io.SectionReader) (*io.SectionReader, error) {
+	if len(h.PAXRecords) > 0 {
+		return nil, errors.New("an extended header, of a sparse file perhaps; the recipe writes none")
+	}
+	at, err := archive.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, err
+	}
+	if h.Typeflag == tar.TypeReg && h.Size > archive.Size()-at {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return io.NewSectionReader(archive, at, h.Size), nil
 }
 
 // onlyZeros reads the rest of an archive, which fills its last record. More
@@ -182,7 +202,7 @@ func inside(name string) bool {
 
 // install takes a user-space file. Owners, times, and all of the mode but
 // whether a file is executable are dropped.
-func (o *Output) install(h *tar.Header, r io.Reader) error {
+func (o *Output) install(h *tar.Header, data *io.SectionReader) error {
 	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, installedPrefix), "/")
 	f := Installed{Name: strings.TrimPrefix(name, "/")}
 	if f.Name == "" {
@@ -204,11 +224,7 @@ func (o *Output) install(h *tar.Header, r io.Reader) error {
 		if h.Mode&0o111 != 0 {
 			f.Mode = 0o755
 		}
-		var data bytes.Buffer
-		if _, err := io.Copy(&data, r); err != nil {
-			return err
-		}
-		f.Data = data.Bytes()
+		f.Data = data
 	default:
 		return fmt.Errorf("neither a file, a folder nor a symbolic link (tar type %q)", h.Typeflag)
 	}
@@ -216,7 +232,7 @@ func (o *Output) install(h *tar.Header, r io.Reader) error {
 	return nil
 }
 
-func readEntry(files map[string][]byte, h *tar.Header, r io.Reader) error {
+func addEntry(files map[string]*io.SectionReader, h *tar.Header, data *io.SectionReader) error {
 	switch {
 	case h.Typeflag != tar.TypeReg:
 		return fmt.Errorf("not a regular file (tar type %q)", h.Typeflag)
@@ -224,35 +240,35 @@ func readEntry(files map[string][]byte, h *tar.Header, r io.Reader) error {
 		return fmt.Errorf("more than %d files", maxOutputFiles)
 	case files[h.Name] != nil:
 		return errors.New("is there twice")
-	case h.Name == "result.json" && h.Size > maxReport:
+	case h.Name == reportFile && h.Size > maxReport:
 		return fmt.Errorf("%d bytes", h.Size)
 	}
-	data := bytes.NewBuffer([]byte{}) // grows by what arrives, not by what the header claims
-	if _, err := io.Copy(data, r); err != nil {
-		return err
-	}
-	files[h.Name] = data.Bytes()
+	files[h.Name] = data
 	return nil
 }
 
-func assemble(files map[string][]byte, out Output) (Output, error) {
+func assemble(files map[string]*io.SectionReader, out Output) (Output, error) {
 	slices.SortFunc(out.Installed, func(a, b Installed) int { return strings.Compare(a.Name, b.Name) })
 	for i := range out.Installed[min(1, len(out.Installed)):] {
 		if out.Installed[i].Name == out.Installed[i+1].Name {
 			return out, fmt.Errorf("the build's output installs %q twice", out.Installed[i].Name)
 		}
 	}
-	report, ok := files["result.json"]
+	report, ok := files[reportFile]
 	if !ok {
-		return out, errors.New("the build's output has no result.json")
+		return out, errors.New("the build's output has no " + reportFile)
 	}
-	if err := json.Unmarshal(report, &out.Report); err != nil {
-		return out, fmt.Errorf("the build's result.json: %w", err)
+	data, err := io.ReadAll(report)
+	if err != nil {
+		return out, fmt.Errorf("reading the build's output: %w", err)
+	}
+	if err := json.Unmarshal(data, &out.Report); err != nil {
+		return out, fmt.Errorf("the build's %s: %w", reportFile, err)
 	}
 	if err := out.Report.check(); err != nil {
-		return out, fmt.Errorf("the build's result.json: %w", err)
+		return out, fmt.Errorf("the build's %s: %w", reportFile, err)
 	}
-	delete(files, "result.json")
+	delete(files, reportFile)
 	out.Symvers = files["module/Module.symvers"]
 	delete(files, "module/Module.symvers")
 	if out.Report.Outcome == Built {

@@ -3,6 +3,7 @@ package worker
 import (
 	"archive/tar"
 	"bytes"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,6 +24,9 @@ func archive(t testing.TB, entries ...entry) []byte {
 		h := &tar.Header{Name: e.name, Typeflag: e.kind, Mode: 0o644, Size: int64(len(e.data))}
 		if e.kind != tar.TypeReg {
 			h.Size, h.Linkname = 0, e.data
+		}
+		if len(h.Name) > 100 {
+			h.Format = tar.FormatGNU // PAX is refused
 		}
 		if err := tw.WriteHeader(h); err != nil {
 			t.Fatal(err)
@@ -47,6 +51,8 @@ func report(outcome string, modules ...string) entry {
 	return entry{"result.json", tar.TypeReg,
 		`{"version":1,"outcome":"` + outcome + `","modules":[` + strings.Join(list, ",") + `]}`}
 }
+
+func read(data []byte) (Output, error) { return ReadOutput(bytes.NewReader(data), int64(len(data))) }
 
 func TestReadOutput(t *testing.T) {
 	ko := entry{"module/a.ko", tar.TypeReg, "ELF"}
@@ -80,7 +86,7 @@ func TestReadOutput(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			out, err := ReadOutput(bytes.NewReader(archive(t, tt.entries...)))
+			out, err := read(archive(t, tt.entries...))
 			switch {
 			case tt.want == "" && err != nil:
 				t.Fatal(err)
@@ -91,17 +97,56 @@ func TestReadOutput(t *testing.T) {
 			}
 		})
 	}
-	if _, err := ReadOutput(bytes.NewReader(archive(t, report(Built, "a"), ko)[:700])); err == nil {
+	if _, err := read(archive(t, report(Built, "a"), ko)[:700]); err == nil {
 		t.Error("a truncated output was accepted")
 	}
 	whole := archive(t, report(Built, "a"), ko)
-	if _, err := ReadOutput(bytes.NewReader(append(bytes.Clone(whole), make([]byte, 9000)...))); err != nil {
+	if _, err := read(append(bytes.Clone(whole), make([]byte, 9000)...)); err != nil {
 		t.Errorf("a last record that is filled with zeros: %v", err)
 	}
+	long := entry{"module/" + strings.Repeat("b", 120) + ".ko", tar.TypeReg, "ELF of a name that needs a header of its own"}
+	whole = archive(t, long, report(Built, strings.Repeat("b", 120), "a"), entry{"files/usr/tool", tar.TypeReg, "x"}, entry{"files/usr/empty", tar.TypeReg, ""}, ko)
+	out, err := read(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameData(t, whole, out)
 	for name, more := range map[string][]byte{"an archive": whole, "a byte": {1}} {
-		if _, err := ReadOutput(bytes.NewReader(append(bytes.Clone(whole), more...))); err == nil || !strings.Contains(err.Error(), "after its end") {
+		if _, err := read(append(bytes.Clone(whole), more...)); err == nil || !strings.Contains(err.Error(), "after its end") {
 			t.Errorf("%s behind the archive: %v", name, err)
 		}
+	}
+}
+
+// sameData compares files with what reading the archive from its beginning gives.
+func sameData(t testing.TB, archive []byte, out Output) {
+	t.Helper()
+	want := map[string][]byte{}
+	for tr := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		if want[h.Name], err = io.ReadAll(tr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compare := func(name string, data *io.SectionReader) {
+		t.Helper()
+		if got, err := io.ReadAll(data); err != nil || !bytes.Equal(got, want[name]) {
+			t.Errorf("%s is %q, %v, want %q", name, got, err, want[name])
+		}
+	}
+	for _, m := range out.Modules {
+		compare("module/"+m.Name, m.Data)
+	}
+	for _, f := range out.Installed {
+		if _, ok := want["files/"+f.Name]; ok && f.Mode.IsRegular() { // else it was files//NAME
+			compare("files/"+f.Name, f.Data)
+		}
+	}
+	if out.Symvers != nil {
+		compare("module/Module.symvers", out.Symvers)
 	}
 }
 
@@ -110,13 +155,14 @@ func FuzzReadOutput(f *testing.F) {
 	f.Add(archive(f, report(Excluded)))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		out, err := ReadOutput(bytes.NewReader(data))
+		out, err := read(data)
 		if err != nil {
 			return
 		}
 		if out.Report.Outcome == Built && len(out.Modules) != len(out.Report.Modules) {
 			t.Errorf("%d modules of %d", len(out.Modules), len(out.Report.Modules))
 		}
+		sameData(t, data, out)
 		for _, f := range out.Installed {
 			if !filepath.IsLocal(f.Name) || f.Mode.Perm()&^0o777 != 0 {
 				t.Errorf("installed file %q, %v", f.Name, f.Mode)

@@ -320,9 +320,13 @@ const maxName = 4096
 
 // ProgramArch gives the DKMS arch of an ELF program or shared library by its
 // first 20 bytes, and "" for any other file.
-func ProgramArch(data []byte) string {
-	if len(data) < 20 || string(data[:4]) != elf.ELFMAG {
-		return ""
+func ProgramArch(r io.ReaderAt) (string, error) {
+	data := make([]byte, 20)
+	if n, err := r.ReadAt(data, 0); n < len(data) && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	if string(data[:4]) != elf.ELFMAG {
+		return "", nil
 	}
 	little := elf.Data(data[elf.EI_DATA]) == elf.ELFDATA2LSB
 	order := binary.ByteOrder(binary.BigEndian)
@@ -330,9 +334,9 @@ func ProgramArch(data []byte) string {
 		order = binary.LittleEndian
 	}
 	if t := elf.Type(order.Uint16(data[16:])); t != elf.ET_EXEC && t != elf.ET_DYN {
-		return ""
+		return "", nil
 	}
-	return arches[elfKind{elf.Machine(order.Uint16(data[18:])), elf.Class(data[elf.EI_CLASS]) == elf.ELFCLASS64, little}]
+	return arches[elfKind{elf.Machine(order.Uint16(data[18:])), elf.Class(data[elf.EI_CLASS]) == elf.ELFCLASS64, little}], nil
 }
 
 // arches maps what an ELF header says to the DKMS arch, which is uname -m.

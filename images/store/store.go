@@ -210,6 +210,19 @@ func (s *Store) Put(data []byte, mediaType types.MediaType) (v1.Descriptor, erro
 	return d, nil
 }
 
+// Write stores what write writes as a blob of the media type.
+func (s *Store) Write(mediaType types.MediaType, write func(io.Writer) error) (v1.Descriptor, error) {
+	w, err := s.Create()
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if err := write(w); err != nil {
+		return v1.Descriptor{}, errors.Join(err, w.Abort())
+	}
+	digest, size, err := w.Commit()
+	return v1.Descriptor{MediaType: mediaType, Digest: digest, Size: size}, err
+}
+
 func (s *Store) blobPath(h v1.Hash) string { return filepath.Join(s.BlobDir(), h.Hex) }
 
 // Has reports whether the blob is there with that size in bytes.
@@ -244,14 +257,37 @@ func (s *Store) Ingest(d v1.Descriptor, r io.Reader) error {
 // OpenFile opens a blob for reading at any place. Nothing checks its content.
 func (s *Store) OpenFile(h v1.Hash) (*os.File, error) { return s.open(h) }
 
-// Open opens a blob for reading. Its content is checked against the digest at
-// its end: a reader that has not seen io.EOF has not seen a verified blob.
-func (s *Store) Open(h v1.Hash) (io.ReadCloser, error) {
+// Open opens a blob for reading. Its content is checked against the digest
+// before its last byte is given: a reader that has seen all of its bytes has
+// seen a verified blob.
+func (s *Store) Open(h v1.Hash) (io.ReadCloser, error) { return s.openVerifier(h) }
+
+func (s *Store) openVerifier(h v1.Hash) (*verifier, error) {
 	f, err := s.open(h)
 	if err != nil {
 		return nil, err
 	}
-	return &verifier{f: f, want: h, sum: sha256.New()}, nil
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &verifier{f: f, want: h, sum: sha256.New(), left: info.Size()}, nil
+}
+
+// OpenVerified opens a blob for reading at any place, after it was read and
+// checked against the digest.
+func (s *Store) OpenVerified(h v1.Hash) (*os.File, error) {
+	v, err := s.openVerifier(h)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = io.Copy(io.Discard, v); err == nil {
+		_, err = v.f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v.f, nil
 }
 
 func (s *Store) open(h v1.Hash) (*os.File, error) {
@@ -272,6 +308,7 @@ type verifier struct {
 	f    *os.File
 	want v1.Hash
 	sum  hash.Hash
+	left int64 // bytes
 }
 
 // Read reads. A blob that turns out to be damaged is removed: it is worth
@@ -279,24 +316,22 @@ type verifier struct {
 func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.f.Read(p)
 	v.sum.Write(p[:n])
-	if errors.Is(err, io.EOF) {
+	if v.left -= int64(n); v.left <= 0 || errors.Is(err, io.EOF) {
 		if got := hex.EncodeToString(v.sum.Sum(nil)); got != v.want.Hex {
 			err = fmt.Errorf("blob %s is damaged: its content has sha256 %s; it is removed, run again to make it anew", v.want, got)
-			return n, errors.Join(err, os.Remove(v.f.Name()))
+			return 0, errors.Join(err, os.Remove(v.f.Name()))
 		}
 	}
 	return n, err
 }
 
-// verify reads a blob to its end.
+// verify reads a whole blob.
 func (s *Store) verify(h v1.Hash) error {
-	r, err := s.Open(h)
+	f, err := s.OpenVerified(h)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
+	return f.Close()
 }
 
 func (v *verifier) Close() error { return v.f.Close() }

@@ -84,9 +84,53 @@ func TestDamagedBlob(t *testing.T) {
 	}
 	put(t, s, "hello")
 	damage()
+	r, err := s.Open(d.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.ReadFull(r, make([]byte, 5)); err == nil || n > 0 {
+		t.Errorf("as many bytes as it has: got %d, %v, and has not asked for its end", n, err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	put(t, s, "hello")
+	damage()
+	if f, err := s.OpenVerified(d.Digest); err == nil {
+		t.Errorf("%s was opened as verified", f.Name())
+	}
+	put(t, s, "hello")
+	damage()
 	put(t, s, "hello")
 	if got, err := s.Get(d.Digest, 5); err != nil || string(got) != "hello" {
 		t.Errorf("Put left the damage: %q, %v", got, err)
+	}
+}
+
+func TestWrite(t *testing.T) {
+	s := open(t)
+	want := put(t, s, "hello")
+	got, err := s.Write(text, func(w io.Writer) error {
+		_, err := io.WriteString(w, "hello")
+		return err
+	})
+	if err != nil || got.Digest != want.Digest || got.Size != want.Size || got.MediaType != text {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	stop := errors.New("stop")
+	if _, err := s.Write(text, func(w io.Writer) error { _, _ = io.WriteString(w, "half"); return stop }); !errors.Is(err, stop) {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(s.TempDir()); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	f, err := s.OpenVerified(want.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if data, err := io.ReadAll(f); err != nil || string(data) != "hello" {
+		t.Errorf("%q, %v", data, err)
 	}
 }
 

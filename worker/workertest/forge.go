@@ -124,7 +124,7 @@ func (s *isolation) archives(t *testing.T) {
 			if d.out != string(f.data) {
 				t.Errorf("%d bytes of %d have arrived", len(d.out), len(f.data))
 			}
-			out, err := worker.ReadOutput(strings.NewReader(d.out))
+			out, err := worker.ReadOutput(strings.NewReader(d.out), int64(len(d.out)))
 			if err == nil || !strings.Contains(err.Error(), f.want) {
 				t.Errorf("got %+v, error %v, want one with %q", out, err, f.want)
 			}
@@ -142,7 +142,7 @@ func (s *isolation) forgery(t *testing.T) {
 		for way, reaches := range map[string]bool{"/proc/1/fd/3": true, "/proc/1/fd/1": false, "/dev/fd/3": false, "/dev/stdout": false} {
 			script := "exec 3>&1 1>&2; (head -c " + size + " " + whole + " > " + way + ") 3>&-; exec head -c 3072 " + whole + " >&3"
 			d := s.attack(t, limits, shell(script)...)
-			out, err := worker.ReadOutput(strings.NewReader(d.out))
+			out, err := worker.ReadOutput(strings.NewReader(d.out), int64(len(d.out)))
 			if reaches != (len(d.out) > 3072) || reaches == (err == nil) {
 				t.Errorf("%s, %s bytes: %d have arrived, taken for %+v, %v", way, size, len(d.out), out, err)
 			}
