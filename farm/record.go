@@ -102,6 +102,9 @@ type Problem struct {
 	Detail string    `json:"detail"`
 }
 
+// String tells the problem in one line.
+func (p Problem) String() string { return fmt.Sprintf("%s: %s: %s", p.Module, p.Kind, p.Detail) }
+
 // records keeps records in a store, each as an OCI manifest whose config is the
 // record and whose layers are its blobs, so that a registry can hold it too.
 type records struct{ s *store.Store }

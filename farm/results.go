@@ -46,7 +46,7 @@ type Counts struct {
 	Infrastructure int `json:"infrastructure"`
 	CheckFailed    int `json:"checkFailed"` // built, but not packed
 	TestFailed     int `json:"testFailed"`  // built, but not as expected when booted
-	NotYet         int `json:"notYet"`      // only where nothing is built: kofarm package
+	NotYet         int `json:"notYet"`      // only where not everything is built: kofarm package, kofarm build --cell
 	Cached         int `json:"cached"`      // not built anew in this run
 }
 
@@ -134,12 +134,13 @@ func newReport(results []*Result, packages []Package, files []File, logs []strin
 		cr := r.cell(res)
 		cr.Log, cr.Files = logs[i], of[res.Cell]
 		r.Cells = append(r.Cells, cr)
-		r.Counts.add(res)
+		r.Counts.Add(res)
 	}
 	return r
 }
 
-func (n *Counts) add(r *Result) {
+// Add counts a result.
+func (n *Counts) Add(r *Result) {
 	switch r.Outcome {
 	case Built:
 		n.Built++

@@ -52,6 +52,11 @@ type Row struct {
 	Why          string `json:"why"`
 }
 
+// Selector chooses the cell on a command line.
+func (r Row) Selector() string {
+	return r.Module + "/" + r.Version + "@" + r.Release + "/" + r.Arch
+}
+
 // Row returns the cell's row.
 func (c *Cell) Row() Row {
 	return Row{

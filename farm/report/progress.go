@@ -146,7 +146,7 @@ func line(r *farm.Result) string {
 				fmt.Fprintf(&b, "    … %d more\n", len(rec.Check.Problems)-i)
 				break
 			}
-			fmt.Fprintf(&b, "    %s: %s: %s\n", problem.Module, problem.Kind, problem.Detail)
+			fmt.Fprintf(&b, "    %s\n", problem)
 		}
 	}
 	return b.String()

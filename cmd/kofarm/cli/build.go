@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 type buildFlags struct {
 	output   string
 	bundle   string
+	cells    []string
 	parallel int
 	daemons  daemonFlags
 }
@@ -29,7 +31,13 @@ func (a *app) buildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build [farm.yaml]",
 		Short: "Build every cell that is not in the store, and write packages and results.json",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `build builds every cell that the store does not hold as built or excluded, and writes
+packages and results.json.
+
+With --cell it builds only the cells that are chosen. Packages and results.json are
+still those of the whole farm: of the other cells they have what the store holds, as
+kofarm package does. What is printed, and the exit status, are about the chosen cells.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.bundle != "" && len(args) > 0 {
 				return fmt.Errorf("%s: with --bundle the farm file is the bundle's", args[0])
@@ -40,6 +48,7 @@ func (a *app) buildCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`folder` for packages, logs and results.json (default: the farm file's output.directory)")
 	cmd.Flags().StringVar(&f.bundle, "bundle", "", "`file` that kofarm bundle has written: build from it alone, without network")
 	cmd.Flags().IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
+	cellFlag(cmd, &f.cells, "build")
 	a.lockedFlag(cmd)
 	f.daemons.add(cmd, "what runs the containers: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	return cmd
@@ -84,6 +93,10 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(s.close())) }()
+	cells, err := chosen(s.plan.Cells, f.cells)
+	if err != nil {
+		return err
+	}
 	c, err := s.collector(ctx, f.output)
 	if err != nil {
 		return err
@@ -96,7 +109,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	progress := report.NewProgress(a.progressWriter(), len(s.plan.Cells), a.terminalWidth())
+	progress := report.NewProgress(a.progressWriter(), len(cells), a.terminalWidth())
 	defer progress.Close()
 	rt.store, rt.parallel = s.store.Dir(), cmp.Or(f.parallel, s.farm.Build.Parallel)
 	rt.say = func(line string) { progress.Note("kofarm: " + line) }
@@ -114,7 +127,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		Observer: progress, Log: a.log, Limits: limits(s.farm), Cores: runner.cores, Parallel: rt.parallel, Retries: s.farm.Build.Retries,
 	}
 	c.Sharer, _ = cache.(farm.Sharer) // one that may be written to
-	results, err := b.Build(ctx, s.plan.Cells)
+	results, err := b.Build(ctx, cells)
 	progress.Close()
 	if err != nil {
 		return err
@@ -135,9 +148,14 @@ func (a *app) openAny(ctx context.Context, file, bundle string) (*session, error
 	return a.open(ctx, file)
 }
 
-// collect writes the output, and turns it into the exit status.
+// collect writes the output: of results, and of what the store holds of the plan's
+// other cells. The exit status that it makes is about results.
 func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, results []*farm.Result) error {
-	collected, err := c.Collect(ctx, results)
+	all, err := a.complete(ctx, s, results)
+	if err != nil {
+		return err
+	}
+	collected, err := c.Collect(ctx, all)
 	if err != nil {
 		return infrastructure(err)
 	}
@@ -147,32 +165,64 @@ func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, result
 	if err := s.store.WriteIndex(); err != nil {
 		return infrastructure(err)
 	}
-	return a.finish(c.Dir, collected)
+	return a.finish(c.Dir, collected, reportOf(results, all, collected.Report))
 }
 
-// finish prints what was built, and turns it into the exit status.
-func (a *app) finish(dir string, c *farm.Collected) error {
-	counts := c.Report.Counts
-	switch {
-	case a.json:
+// reportOf is what the report on all results says of some.
+func reportOf(some, all []*farm.Result, r *farm.Report) *farm.Report {
+	ours := map[*farm.Result]bool{}
+	for _, res := range some {
+		ours[res] = true
+	}
+	out := *r
+	out.Cells, out.Counts = nil, farm.Counts{}
+	for i, res := range all {
+		if ours[res] {
+			out.Cells = append(out.Cells, r.Cells[i])
+			out.Counts.Add(res)
+		}
+	}
+	return &out
+}
+
+// complete gives results of all cells of the plan, in its order: those that are
+// given, and of the others what the store holds.
+func (a *app) complete(ctx context.Context, s *session, results []*farm.Result) ([]*farm.Result, error) {
+	of := map[*farm.Cell]*farm.Result{}
+	for _, r := range results {
+		of[r.Cell] = r
+	}
+	others := farm.Stored(s.store, slices.DeleteFunc(slices.Clone(s.plan.Cells), func(c *farm.Cell) bool { return of[c] != nil }))
+	if len(others) > 0 {
+		if err := a.knownTests(ctx, s, others); err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range others {
+		of[r.Cell] = r
+	}
+	all := make([]*farm.Result, len(s.plan.Cells))
+	for i, c := range s.plan.Cells {
+		all[i] = of[c]
+	}
+	return all, nil
+}
+
+// finish prints what became of our cells, and turns it into the exit status.
+// Quiet, it prints only what is not as it should be, on the standard error.
+func (a *app) finish(dir string, c *farm.Collected, ours *farm.Report) error {
+	code := exitStatus(ours)
+	if a.json {
 		data, err := json.MarshalIndent(c.Report, "", " ")
 		if err != nil {
 			return err
 		}
 		fmt.Fprintln(a.stdout, string(data))
-	case !a.quiet:
+	} else {
 		a.warnPackages(c.Packages)
-		a.listFailures(dir, c.Report)
-		notYet := ""
-		if counts.NotYet > 0 {
-			notYet = fmt.Sprintf(", %d not yet built", counts.NotYet)
+		if err := a.summary(a.resultWriter(code == exitOK), dir, c.Report, ours); err != nil {
+			return err
 		}
-		fmt.Fprintf(a.stdout, "%d built (%d of %d cells were in the store), %d excluded, %d failed%s; %d files in %s\n",
-			counts.Built, counts.Cached, len(c.Report.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, notYet, len(c.Report.Files), dir)
-	}
-	if counts.CheckFailed > 0 && !a.quiet {
-		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells do not fit their kernels and are not packed; see %s\n",
-			counts.CheckFailed, filepath.Join(dir, farm.ResultsFile))
 	}
 	if err := errors.Join(c.Refused...); err != nil {
 		code := exitFailed
@@ -181,45 +231,56 @@ func (a *app) finish(dir string, c *farm.Collected) error {
 		}
 		return &exitError{code, err}
 	}
-	if counts.TestFailed > 0 && !a.quiet {
+	if code == exitOK {
+		return nil
+	}
+	return &exitError{code: code}
+}
+
+// summary tells which of our cells are not as they should be, and counts.
+func (a *app) summary(w io.Writer, dir string, all, r *farm.Report) error {
+	if err := report.Failures(w, r.Cells, dir, a.rerun); err != nil {
+		return err
+	}
+	counts, notYet := r.Counts, ""
+	if counts.NotYet > 0 {
+		notYet = fmt.Sprintf(", %d not yet built", counts.NotYet)
+	}
+	fmt.Fprintf(w, "%d built (%d of %d cells were in the store), %d excluded, %d failed%s; %d files in %s\n",
+		counts.Built, counts.Cached, len(r.Cells), counts.Excluded, counts.Failed+counts.Infrastructure, notYet, len(r.Files), dir)
+	if others := len(all.Cells) - len(r.Cells); others > 0 {
+		n := all.Counts
+		fmt.Fprintf(w, "the other %d cells are as the store has them: %d built, %d excluded, %d failed, %d not yet built\n", others,
+			n.Built-counts.Built, n.Excluded-counts.Excluded, n.Failed-counts.Failed, n.NotYet-counts.NotYet)
+	}
+	if counts.CheckFailed > 0 {
+		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells do not fit their kernels and are not packed; see %s\n",
+			counts.CheckFailed, filepath.Join(dir, farm.ResultsFile))
+	}
+	if counts.TestFailed > 0 {
 		fmt.Fprintf(a.stderr, "kofarm: the modules of %d built cells are not as expected in their kernels; see %s\n",
 			counts.TestFailed, filepath.Join(dir, farm.ResultsFile))
-	}
-	switch {
-	case counts.Infrastructure > 0 || slices.ContainsFunc(c.Report.Cells, func(c farm.CellReport) bool { return c.Test != nil && c.Test.Err != nil }):
-		return &exitError{code: exitInfrastructure}
-	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.TestFailed > 0 || counts.NotYet > 0:
-		return &exitError{code: exitFailed}
 	}
 	return nil
 }
 
-// listFailures names every cell that is not as it should be, and its log.
-func (a *app) listFailures(dir string, r *farm.Report) {
-	for _, c := range r.Cells {
-		what := ""
-		switch {
-		case c.Outcome == farm.Failed:
-			what = fmt.Sprintf("failed: %s: %s", c.Phase, c.Message)
-		case c.Outcome == farm.Infrastructure:
-			what = "infrastructure: " + c.Message
-		case c.Check != nil && !c.Check.OK:
-			p := c.Check.Problems[0]
-			what = fmt.Sprintf("check failed: %s: %s: %s", p.Module, p.Kind, p.Detail)
-		case c.Test.Wrong():
-			what = "test failed: " + c.Test.Summary()
-		default:
-			continue
-		}
-		fmt.Fprintf(a.stdout, "%s/%s on %s (%s) %s\n", c.Module, c.Version, c.Release, c.Arch, what)
-		if c.Log != "" {
-			fmt.Fprintf(a.stdout, "    %s\n", filepath.Join(dir, c.Log))
-		}
+// exitStatus is a report's.
+func exitStatus(r *farm.Report) int {
+	counts := r.Counts
+	switch {
+	case counts.Infrastructure > 0 || slices.ContainsFunc(r.Cells, func(c farm.CellReport) bool { return c.Test != nil && c.Test.Err != nil }):
+		return exitInfrastructure
+	case counts.Failed > 0 || counts.CheckFailed > 0 || counts.TestFailed > 0 || counts.NotYet > 0:
+		return exitFailed
 	}
+	return exitOK
 }
 
 // warnPackages prints each warning once, with the packages that it is about.
 func (a *app) warnPackages(packages []farm.Package) {
+	if a.quiet {
+		return
+	}
 	of := map[string][]string{}
 	var order []string
 	for _, p := range packages {

@@ -59,6 +59,8 @@ type app struct {
 	quiet   bool
 	json    bool
 	locked  bool
+
+	rerun func(selector string) string // see [rerun]
 }
 
 // Run runs the command line and returns the exit status.
@@ -104,7 +106,7 @@ Exit status: 0 all cells are built or excluded; 1 some failed; 2 wrong usage or 
 mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupted.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRun: func(cmd *cobra.Command, args []string) {
 			level := slog.LevelWarn
 			if a.verbose {
 				level = slog.LevelDebug
@@ -113,6 +115,7 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 				level = slog.LevelError
 			}
 			a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			a.rerun = rerun(cmd, args)
 		},
 	}
 	flags := root.PersistentFlags()
@@ -125,6 +128,18 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 	root.AddCommand(a.buildCommand(), a.testCommand(), a.lockCommand(), a.bundleCommand(), a.packageCommand(), a.planCommand(), a.statusCommand(), a.logCommand(),
 		a.verifyCommand(), a.rebuildCellsCommand(), a.signCommand(), a.serveCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand())
 	return root
+}
+
+// resultWriter is where what a run has found goes: the standard output. Quiet, only
+// what is not as it should be is printed, on the standard error.
+func (a *app) resultWriter(ok bool) io.Writer {
+	switch {
+	case !a.quiet:
+		return a.stdout
+	case ok:
+		return io.Discard
+	}
+	return a.stderr
 }
 
 // lockedFlag adds --locked to a command.

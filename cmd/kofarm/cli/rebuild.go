@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -71,46 +70,6 @@ func (a *app) rebuild(ctx context.Context, file string, paths []string, f rebuil
 		return infrastructure(err)
 	}
 	return a.verdict(r)
-}
-
-// chosen are the cells that fit one of the selectors; all, where there is none.
-func chosen(cells []*farm.Cell, selectors []string) ([]*farm.Cell, error) {
-	if len(selectors) == 0 {
-		return cells, nil
-	}
-	var all []*farm.Cell
-	for _, s := range selectors {
-		n := 0
-		for _, c := range cells {
-			ok, err := fits(c, s)
-			if err != nil {
-				return nil, fmt.Errorf("--cell %q: %w", s, err)
-			}
-			if ok {
-				n++
-				if !slices.Contains(all, c) {
-					all = append(all, c)
-				}
-			}
-		}
-		if n == 0 {
-			return nil, fmt.Errorf("--cell %q fits no cell; `kofarm plan` lists them", s)
-		}
-	}
-	return all, nil
-}
-
-func fits(c *farm.Cell, selector string) (bool, error) {
-	module, kernel, _ := strings.Cut(selector, "@")
-	name, version, _ := strings.Cut(module, "/")
-	release, arch, _ := strings.Cut(kernel, "/")
-	for _, p := range []struct{ pattern, value string }{{name, c.Module.Name}, {version, c.Module.Version}, {release, c.Kernel.Release}, {arch, c.Kernel.Arch}} {
-		ok, err := path.Match(cmp.Or(p.pattern, "*"), p.value)
-		if err != nil || !ok && p.pattern != "" {
-			return false, err
-		}
-	}
-	return true, nil
 }
 
 // verdict prints what was found, and turns it into the exit status.

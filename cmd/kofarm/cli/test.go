@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 type testFlags struct {
 	accel   string
 	timeout time.Duration
+	cells   []string
 }
 
 func (a *app) testCommand() *cobra.Command {
@@ -39,6 +41,7 @@ some are not, or are missing; 3 a kernel does not boot, or qemu does not run.`,
 			return a.test(cmd.Context(), farmArg(args), f)
 		},
 	}
+	cellFlag(cmd, &f.cells, "test")
 	a.lockedFlag(cmd)
 	cmd.Flags().StringVar(&f.accel, "accel", "", "auto, kvm or tcg (default: the farm file's test.accel, else auto)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "how long loading a module may take (default: the farm file's test.timeout, else 1m)")
@@ -86,18 +89,23 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 	if err := a.prepare(ctx, s, p); err != nil {
 		return err
 	}
+	cells, err := chosen(s.plan.Cells, f.cells)
+	if err != nil {
+		return err
+	}
 	tests, err := a.tester(ctx, s, f)
 	if err != nil {
 		return err
 	}
-	results := farm.Stored(s.store, s.plan.Cells)
+	results := farm.Stored(s.store, cells)
 	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
 		return classify(err)
 	}
-	if err := a.listVerdicts(results, tests.Tester.Stats()); err != nil {
+	code := testStatus(results)
+	if err := a.listVerdicts(a.resultWriter(code == exitOK), results, tests.Tester.Stats()); err != nil || code == exitOK {
 		return err
 	}
-	return testStatus(results)
+	return &exitError{code: code}
 }
 
 // farmTests makes the tests that the farm file asks for, nil if it asks for none,
@@ -158,8 +166,8 @@ type testRow struct {
 }
 
 // listVerdicts prints every verdict, and of those that are not as expected what
-// the kernel has said.
-func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
+// the kernel has said and how to test again. Quiet, it prints only those.
+func (a *app) listVerdicts(w io.Writer, results []*farm.Result, stats boot.Stats) error {
 	if a.json {
 		rows := []testRow{}
 		for _, r := range results {
@@ -171,9 +179,6 @@ func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
 			Version int       `json:"version"`
 			Cells   []testRow `json:"cells"`
 		}{1, rows})
-	}
-	if a.quiet {
-		return nil
 	}
 	counts := map[boot.Verdict]int{}
 	untested := 0
@@ -191,9 +196,15 @@ func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
 		if r.Test.Wrong() {
 			mark = "  ✗"
 		}
-		fmt.Fprintf(a.stdout, "%s: %s%s\n", r.Cell.Name(), r.Test.Summary(), mark)
+		if a.quiet && !r.Test.Wrong() {
+			continue
+		}
+		fmt.Fprintf(w, "%s: %s%s\n", r.Cell.Name(), r.Test.Summary(), mark)
 		if !r.Test.OK && r.Test.Report != nil {
-			a.evidence(r.Test.Report)
+			evidence(w, r.Test.Report)
+		}
+		if r.Test.Wrong() {
+			fmt.Fprintf(w, "    %s\n", a.rerun(r.Cell.Row().Selector()))
 		}
 	}
 	var parts []string
@@ -205,35 +216,35 @@ func (a *app) listVerdicts(results []*farm.Result, stats boot.Stats) error {
 	if untested > 0 {
 		parts = append(parts, fmt.Sprintf("%d not tested", untested))
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s; %d boots, %.1fs of CPU\n", cmp.Or(strings.Join(parts, ", "), "nothing to test"), stats.Boots, stats.CPU.Seconds())
+	_, err := fmt.Fprintf(w, "%s; %d boots, %.1fs of CPU\n", cmp.Or(strings.Join(parts, ", "), "nothing to test"), stats.Boots, stats.CPU.Seconds())
 	return err
 }
 
 // mostEvidence is how many of the kernel's lines are printed for a module.
 const mostEvidence = 12
 
-func (a *app) evidence(r *boot.Report) {
+func evidence(w io.Writer, r *boot.Report) {
 	for _, m := range r.Modules {
 		if m.Verdict == boot.Loaded || m.Verdict == boot.Refused {
 			continue
 		}
 		for i, line := range m.Messages {
 			if i == mostEvidence {
-				fmt.Fprintf(a.stdout, "    … %d more lines with --json\n", len(m.Messages)-i)
+				fmt.Fprintf(w, "    … %d more lines with --json\n", len(m.Messages)-i)
 				break
 			}
-			fmt.Fprintf(a.stdout, "    %s\n", line)
+			fmt.Fprintf(w, "    %s\n", line)
 		}
 	}
 	if r.Script != nil && r.Script.Status != 0 {
 		for _, line := range r.Script.Output[:min(len(r.Script.Output), mostEvidence)] {
-			fmt.Fprintf(a.stdout, "    script: %s\n", line)
+			fmt.Fprintf(w, "    script: %s\n", line)
 		}
 	}
 }
 
 // testStatus turns the tests into the exit status.
-func testStatus(results []*farm.Result) error {
+func testStatus(results []*farm.Result) int {
 	code := exitOK
 	for _, r := range results {
 		switch {
@@ -244,8 +255,5 @@ func testStatus(results []*farm.Result) error {
 			code = exitFailed
 		}
 	}
-	if code == exitOK {
-		return nil
-	}
-	return &exitError{code: code}
+	return code
 }

@@ -47,7 +47,7 @@ interrupted.`,
 	}
 	flags := cmd.Flags()
 	p.register(flags)
-	flags.StringArrayVar(&f.cells, "cell", nil, "verify only cells that fit `MODULE[/VERSION][@KERNEL[/ARCH]]`, each part perhaps with * and ?; again for more")
+	cellFlag(cmd, &f.cells, "verify")
 	flags.StringSliceVar(&f.runtimes, "runtime", nil, "what runs the containers, one after the other: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	flags.StringVarP(&f.output, "output", "o", "", "`folder` with the packages and results.json (default: the farm file's output.directory)")
 	flags.StringVar(&f.dir, "differences", "kofarm-differences", "`folder` for both versions of what differs, and diffoscope's reports where that is installed")
