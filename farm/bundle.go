@@ -57,6 +57,8 @@ type Bundler struct {
 	Fetch *fetch.Client
 	// Dir is the farm file's folder, which its paths are relative to.
 	Dir string
+	// Own is the Preparer's.
+	Own []string
 }
 
 // BundleInput is what goes into a bundle beside packages and sources.
@@ -199,7 +201,7 @@ func (b *bundle) addLocal(p string) error {
 	if err != nil {
 		return err
 	}
-	if err := images.PackTree(w, b.path(p)); err != nil {
+	if err := images.PackTree(w, b.path(p), b.Own...); err != nil {
 		_ = w.Abort() // the first error says more
 		return err
 	}

@@ -31,6 +31,9 @@ type Preparer struct {
 	Program images.Program // the recipe
 	Now     time.Time      // decides whether an index has expired
 	Dir     string         // the farm file's folder, which its paths are relative to
+	// Own are the files and folders that are kofarm's: the farm file, its lock, the
+	// output, the store. Of a source's folder that they lie in they are no part.
+	Own []string
 
 	// Lock pins what it covers; nil: everything is resolved.
 	Lock *lock.Lock
@@ -309,7 +312,7 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	case src.Deb != "":
 		return s.debSource(ctx, src)
 	case src.Dir != "":
-		return images.DirSource(s.path(src.Dir))
+		return images.DirSource(s.path(src.Dir), s.Own...)
 	}
 	open := images.TarSource
 	if src.RPM != "" {
@@ -574,7 +577,7 @@ func (s *prepared) customHeaders(k *matrix.CustomKernel) (*images.Headers, error
 	for i, p := range k.Headers {
 		paths[i] = s.path(p)
 	}
-	h, err := images.OpenHeaders(k.Release, paths)
+	h, err := images.OpenHeaders(k.Release, paths, s.Own...)
 	if err != nil {
 		return nil, s.mistake(k.Pos, k.Release, err.Error(), "")
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -186,7 +187,12 @@ type dirEntries struct {
 	file  *os.File
 }
 
-func openDir(dir string) (entries, error) {
+// openDir opens a folder, without the paths that are left out of it, and without
+// the folders that hold nothing else: whether those are there makes no difference.
+func openDir(dir string, left map[string]bool) (entries, error) {
+	if left["."] {
+		return nil, errors.New("kofarm writes its own files there: give the output, or the store, a folder of its own")
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
@@ -198,9 +204,9 @@ func openDir(dir string) (entries, error) {
 			return err
 		case name == ".":
 			return nil
-		case e.Name() == ".git" && e.IsDir():
+		case (left[name] || neverSource(e.Name())) && e.IsDir():
 			return fs.SkipDir
-		case e.Name() == ".git": // of a submodule or worktree: a file that holds a path
+		case left[name] || neverSource(e.Name()):
 			return nil
 		case len(d.names) >= maxSourceEntries:
 			return fmt.Errorf("more than %d files", maxSourceEntries)
@@ -211,7 +217,23 @@ func openDir(dir string) (entries, error) {
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
+	d.prune(left)
 	return d, nil
+}
+
+// prune takes out the folders that hold nothing but what is left out.
+func (d *dirEntries) prune(left map[string]bool) {
+	above := map[string]bool{}
+	for name := range left {
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			above[dir] = true
+		}
+	}
+	for i := len(d.names) - 1; i >= 0; i-- { // the first thing in a folder is right behind it
+		if above[d.names[i]] && (i+1 == len(d.names) || !strings.HasPrefix(d.names[i+1], d.names[i]+"/")) {
+			d.names = slices.Delete(d.names, i, i+1)
+		}
+	}
 }
 
 func (d *dirEntries) Next() (*tar.Header, error) {

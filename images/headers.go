@@ -43,11 +43,12 @@ type headerPart struct {
 }
 
 // OpenHeaders reads the headers of a kernel of one's own, and finds the build
-// tree in them, which is for that release.
-func OpenHeaders(release string, paths []string) (*Headers, error) {
+// tree in them, which is for that release. Of folders it leaves out what DirSource
+// does.
+func OpenHeaders(release string, paths []string, without ...string) (*Headers, error) {
 	h := &Headers{Release: release}
 	for _, p := range paths {
-		if err := h.addPart(p); err != nil {
+		if err := h.addPart(p, without); err != nil {
 			return nil, fmt.Errorf("reading kernel headers %s: %w", p, err)
 		}
 	}
@@ -57,7 +58,7 @@ func OpenHeaders(release string, paths []string) (*Headers, error) {
 	return h, nil
 }
 
-func (h *Headers) addPart(p string) error {
+func (h *Headers) addPart(p string, without []string) error {
 	part := headerPart{path: p}
 	fi, err := os.Stat(p)
 	if err != nil {
@@ -65,8 +66,7 @@ func (h *Headers) addPart(p string) error {
 	}
 	switch {
 	case fi.IsDir():
-		part.tree, part.Source = true, &Source{open: func() (entries, error) { return openDir(p) }}
-		part.hash = part.hashTree
+		part.tree, part.Source = true, folder(p, without)
 	case strings.HasSuffix(p, ".deb"):
 		part.Source = fileSource(p, openDeb)
 	case strings.HasSuffix(p, ".rpm"):

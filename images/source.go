@@ -52,7 +52,9 @@ type Source struct {
 	// sources. Whoever finds it sets it.
 	Package *apt.Package
 
-	root string // of the tree in the entries; "" for the entries' own root
+	dir  string          // of a folder
+	left map[string]bool // what is left out of it
+	root string          // of the tree in the entries; "" for the entries' own root
 	open func() (entries, error)
 	hash func() (string, error) // makes Digest
 }
@@ -128,15 +130,39 @@ func TarSource(file string) (*Source, error) {
 	return s, nil
 }
 
-// DirSource reads a folder. A .git in it is left out.
-func DirSource(dir string) (*Source, error) {
-	s := &Source{open: func() (entries, error) { return openDir(dir) }}
-	s.hash = s.hashTree
+// DirSource reads a folder. Left out of it are .git, what has a name that only
+// kofarm gives, and those of the files and folders without that lie in it.
+func DirSource(dir string, without ...string) (*Source, error) {
+	s := folder(dir, without)
 	if err := s.read(func(name string) bool { return name == "dkms.conf" }); err != nil {
 		return nil, fmt.Errorf("reading source %s: %w", dir, err)
 	}
 	s.Epoch = layerTime
 	return s, nil
+}
+
+func folder(dir string, without []string) *Source {
+	s := &Source{dir: dir, left: within(dir, without)}
+	s.open = func() (entries, error) { return openDir(dir, s.left) }
+	s.hash = s.hashTree
+	return s
+}
+
+// Holds says whether a file of that path is part of the source, or would be: of a
+// folder that it lies in, and that does not leave it out.
+func (s *Source) Holds(file string) bool {
+	if s.dir == "" {
+		return false
+	}
+	in := within(s.dir, []string{file})
+	for name := range in {
+		for ; name != "."; name = path.Dir(name) {
+			if s.left[name] || neverSource(path.Base(name)) {
+				return false
+			}
+		}
+	}
+	return len(in) > 0
 }
 
 // Walk calls f for every entry of the tree, with names relative to it.

@@ -288,6 +288,59 @@ func TestDirSource(t *testing.T) {
 	}
 }
 
+// TestDirSourceWithout has a module's folder before and after kofarm has written
+// into it.
+func TestDirSourceWithout(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"dkms.conf", "ci/run", "output/of.c"} {
+		write(t, dir, name, conf, 0o644)
+	}
+	without := []string{at("ci/farm.yaml"), at("only/here/dist"), at("out"), filepath.Join(t.TempDir(), "store"), filepath.Dir(dir)}
+	take := func(without ...string) (digest, packed string) {
+		t.Helper()
+		s, err := DirSource(dir, without...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		if err := PackTree(&b, dir, without...); err != nil {
+			t.Fatal(err)
+		}
+		return s.Digest, b.String()
+	}
+	digest, packed := take()
+	if d, p := take(without...); d != digest || p != packed {
+		t.Error("what is not there makes a difference")
+	}
+	for _, name := range []string{"ci/farm.yaml", "only/here/dist/x.tar.gz", "elsewhere/results.json", "kofarm-differences/x", "ci/kofarm-differences/x", ".kofarm-tmp-1"} {
+		write(t, dir, name, "x", 0o644)
+	}
+	link(t, os.Symlink, "elsewhere", at("out"))
+	if d, p := take(without...); d != digest || p != packed {
+		t.Error("what kofarm has written makes a difference")
+	}
+	s, err := DirSource(dir, without...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]bool{
+		at("new"): true, dir: true, at("only/new"): true, at("outer"): true,
+		at("out"): false, at("elsewhere/x"): false, at("only/here/dist/a/b"): false, at("kofarm-differences"): false, filepath.Dir(dir): false, dir + "2": false,
+	} {
+		if s.Holds(file) != want {
+			t.Errorf("it holds %s: want %t", file, want)
+		}
+	}
+	write(t, dir, "only/new", "x", 0o644)
+	if d, _ := take(without...); d == digest {
+		t.Error("a file beside the output makes no difference")
+	}
+	if _, err := DirSource(dir, dir); err == nil || !strings.Contains(err.Error(), "a folder of its own") {
+		t.Errorf("an output that is the source: %v", err)
+	}
+}
+
 // TestDigest changes one thing of a folder at a time.
 func TestDigest(t *testing.T) {
 	dir := t.TempDir()

@@ -13,9 +13,9 @@ import (
 
 // PackTree writes a folder as a tar that depends on nothing but what DirSource
 // and OpenHeaders take from it: paths, contents, links and whether a file can be
-// executed.
-func PackTree(w io.Writer, dir string) (err error) {
-	e, err := openDir(dir)
+// executed, without what they leave out.
+func PackTree(w io.Writer, dir string, without ...string) (err error) {
+	e, err := openDir(dir, within(dir, without))
 	if err != nil {
 		return err
 	}

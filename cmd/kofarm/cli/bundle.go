@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/store"
 )
 
@@ -50,7 +51,10 @@ func (a *app) bundle(ctx context.Context, file, output string, results bool) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(s.store.Close())) }()
-	b := &farm.Bundler{Store: s.store, Fetch: p.Fetch, Dir: s.dir}
+	if err := s.apart("--output", output); err != nil {
+		return err
+	}
+	b := &farm.Bundler{Store: s.store, Fetch: p.Fetch, Dir: s.dir, Own: p.Own}
 	in := farm.BundleInput{Farm: s.farm, Name: filepath.Base(file), Text: text, Lock: p.Lock, Plan: s.plan, Results: results}
 	var summary *farm.BundleSummary
 	err = replaceFile(output, func(w io.Writer) error {
@@ -80,7 +84,7 @@ func (a *app) encode(v any) error {
 
 // replaceFile writes a file under a temporary name and renames it.
 func replaceFile(name string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".kofarm-tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(name), images.TempPrefix+"*")
 	if err != nil {
 		return err
 	}

@@ -59,6 +59,7 @@ type app struct {
 	quiet   bool
 	json    bool
 	locked  bool
+	own     []string // folders that are no part of a source, beside those of every run
 
 	rerun func(selector string) string // see [rerun]
 }

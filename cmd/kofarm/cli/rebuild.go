@@ -40,6 +40,9 @@ func (a *app) rebuild(ctx context.Context, file string, paths []string, f rebuil
 		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(s.store.Close())) }()
+	if err := s.apart("--differences", f.dir); err != nil {
+		return err
+	}
 	cells, err := chosen(s.plan.Cells, f.cells)
 	if err != nil {
 		return err
@@ -172,6 +175,7 @@ type errand struct {
 	Retries  int                 `json:"retries"` // negative: as the farm file says
 	Umask    int                 `json:"umask"`   // 0: as it is
 	Output   string              `json:"output"`
+	Own      []string            `json:"own"` // folders that are no part of a source
 }
 
 // What the other process runs under, where that is varied.
@@ -237,7 +241,7 @@ func (g *again) rebuild(ctx context.Context, run rebuild.Run, uid int) (_ *rebui
 		return nil, fmt.Errorf("preparing another store: %w", err)
 	}
 	e := errand{Runtime: run.Runtime, Vary: run.Vary, Frozen: run.Frozen, Jobs: run.Jobs, Parallel: g.parallel, Retries: -1,
-		Run: g.store.Dir(), Output: filepath.Join(dir, "dist")}
+		Run: g.store.Dir(), Output: filepath.Join(dir, "dist"), Own: []string{g.store.Dir()}}
 	for _, c := range run.Cells {
 		e.Keys = append(e.Keys, c.Key)
 	}
@@ -441,6 +445,7 @@ func (a *app) rebuildCells(ctx context.Context, file string, e errand) (err erro
 	if e.Umask != 0 {
 		syscall.Umask(e.Umask)
 	}
+	a.own = e.Own
 	s, err := a.open(ctx, file)
 	if err != nil {
 		return err

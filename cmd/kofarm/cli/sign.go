@@ -21,6 +21,7 @@ import (
 	"github.com/kofarm/kofarm/farm/repo"
 	"github.com/kofarm/kofarm/farm/resign"
 	"github.com/kofarm/kofarm/farm/sign"
+	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/matrix"
 )
 
@@ -256,7 +257,7 @@ func (s *fileSigner) file(ctx context.Context, name string, kind resign.Kind) (*
 			return nil, err
 		}
 	}
-	out, err := os.CreateTemp(filepath.Dir(target), ".kofarm-tmp-*")
+	out, err := os.CreateTemp(filepath.Dir(target), images.TempPrefix+"*")
 	if err != nil {
 		return nil, err
 	}

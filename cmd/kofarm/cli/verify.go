@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/matrix"
 )
 
@@ -50,7 +51,7 @@ interrupted.`,
 	cellFlag(cmd, &f.cells, "verify")
 	flags.StringSliceVar(&f.runtimes, "runtime", nil, "what runs the containers, one after the other: "+strings.Join(matrix.Runtimes(), ", ")+" (default: the farm file's build.runtime, else embedded)")
 	flags.StringVarP(&f.output, "output", "o", "", "`folder` with the packages and results.json (default: the farm file's output.directory)")
-	flags.StringVar(&f.dir, "differences", "kofarm-differences", "`folder` for both versions of what differs, and diffoscope's reports where that is installed")
+	flags.StringVar(&f.dir, "differences", images.DifferencesName, "`folder` for both versions of what differs, and diffoscope's reports where that is installed")
 	flags.IntVarP(&f.parallel, "parallel", "j", 0, "`builds` at a time (default: the farm file's build.parallel, else one for each core)")
 	return cmd
 }

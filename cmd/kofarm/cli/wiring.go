@@ -88,6 +88,7 @@ func (a *app) wire(s *store.Store, f *matrix.Farm, dir string) (*session, *farm.
 	p := &farm.Preparer{
 		Fetch: client, Apt: &apt.Client{Fetch: client, Dir: s.CacheDir("indexes")},
 		Program: images.Program{Path: worker.RecipePath, Data: worker.Recipe}, Now: time.Now(), Dir: dir, Locked: a.locked,
+		Own: append([]string{f.File, lock.FileName(f.File), below(dir, f.Output.Directory), s.Dir()}, a.own...),
 	}
 	assembler := &images.Assembler{Store: s, Fetcher: farm.Packages{Client: client}}
 	return &session{store: s, images: assembler, farm: f, dir: dir}, p
@@ -156,12 +157,31 @@ func (s *session) output(flag string) string {
 	return s.path(s.farm.Output.Directory)
 }
 
+// apart refuses to write where a source would have it as part of itself from
+// then on; output.directory is the same in every run, and left out.
+func (s *session) apart(flag, file string) error {
+	for _, c := range s.plan.Cells {
+		if c.Inputs.Source != nil && c.Inputs.Source.Holds(file) {
+			at := c.Module.Source
+			return &matrix.Error{File: s.farm.File, Line: at.Pos.Line, Column: at.Pos.Column, Value: file,
+				Msg:  fmt.Sprintf("%s %s lies in the source %s, and would be part of it", flag, file, at),
+				Hint: "write elsewhere, or below the farm file's output.directory, which is left out of the source"}
+		}
+	}
+	return nil
+}
+
 // path resolves a path of the farm file.
 func (s *session) path(p string) string { return below(s.dir, p) }
 
 // collector makes what writes the output, and finds out whether it can: the
 // names of packages and the signing key are looked at before anything is built.
 func (s *session) collector(ctx context.Context, output string) (*farm.Collector, error) {
+	if output != "" {
+		if err := s.apart("--output", output); err != nil {
+			return nil, err
+		}
+	}
 	epoch, err := sourceDateEpoch()
 	if err != nil {
 		return nil, err
