@@ -15,7 +15,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images"
@@ -103,22 +102,8 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		cores = []int{runtime.NumCPU()}
 	}
 	slots := newSlots(b.Parallel, len(missing), cores)
-	parallel := cap(slots.free)
-	var g errgroup.Group
-	g.SetLimit(parallel + 1) // one more prepares its image and its container meanwhile
-	for _, i := range missing {
-		if ctx.Err() != nil {
-			break
-		}
-		g.Go(func() error {
-			results[i] = b.buildCell(ctx, cells[i], slots)
-			if results[i] != nil {
-				b.Observer.Finished(results[i])
-			}
-			return nil
-		})
-	}
-	_ = g.Wait()
+	parallel := cap(slots.free) + 1 // one more prepares its image and its container meanwhile
+	b.buildAll(ctx, cells, missing, results, parallel, slots)
 	return results, ctx.Err()
 }
 
@@ -151,15 +136,19 @@ func (b *Builder) known(c *Cell) *Result {
 // might be what kills them.
 const maxLosses = 5
 
-// buildCell builds a cell, again after an infrastructure fault. It gives nil
-// when the context ends first.
-func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result {
+// buildCell builds a cell upon others, again after an infrastructure fault. It
+// gives nil when the context ends first.
+func (b *Builder) buildCell(ctx context.Context, c *Cell, upon []*Result, slots *slots) *Result {
+	if r := b.lacking(c, upon); r != nil {
+		slots.finished()
+		return r
+	}
 	wait := b.Backoff
 	if wait <= 0 {
 		wait = time.Second
 	}
 	for try, losses := 0, 0; ; try++ {
-		rec, err := b.attempt(ctx, c, slots)
+		rec, err := b.attempt(ctx, c, upon, slots)
 		switch {
 		case err == nil:
 			slots.finished()
@@ -187,8 +176,10 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, slots *slots) *Result 
 }
 
 // attempt makes the image, runs the build and stores its record.
-func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, error) {
-	img, err := b.Images.Image(ctx, c.Inputs)
+func (b *Builder) attempt(ctx context.Context, c *Cell, upon []*Result, slots *slots) (*Record, error) {
+	inputs := c.Inputs
+	inputs.Upon = b.built(upon)
+	img, err := b.Images.Image(ctx, inputs)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +207,7 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, slots *slots) (*Record, 
 	if err != nil {
 		return nil, err
 	}
-	rec.Check, err = b.check(ctx, c, out)
+	rec.Check, err = b.check(ctx, c, upon, out)
 	if err != nil {
 		return nil, err
 	}
@@ -331,8 +322,13 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output) error {
 			return err
 		}
 	}
-	if len(out.Installed) > 0 {
-		rec.Installed, err = b.write(filesType, func(w io.Writer) error { return packInstalled(w, out.Installed) })
+	for _, tree := range []struct {
+		files []worker.Installed
+		blob  **Blob
+	}{{out.Installed, &rec.Installed}, {out.Tree, &rec.Tree}} {
+		if err == nil && len(tree.files) > 0 {
+			*tree.blob, err = b.write(filesType, func(w io.Writer) error { return packInstalled(w, tree.files) })
+		}
 	}
 	return err
 }

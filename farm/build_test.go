@@ -88,7 +88,8 @@ func testCells(t testing.TB, n int) []*Cell {
 		}
 		cells[i] = &Cell{Cell: &matrix.Cell{Module: module, Kernel: k, Why: "selected"},
 			Inputs: images.Inputs{Source: src, Program: images.Program{Path: "/build", Data: []byte("recipe")}}}
-		cells[i].Key = cells[i].key("packages")
+		cells[i].packages = "packages"
+		cells[i].Key = cells[i].key()
 	}
 	return cells
 }
@@ -292,6 +293,157 @@ func TestBuiltTwice(t *testing.T) {
 		if r := results[0]; !reflect.DeepEqual(r.Record, first.Record) || r.Cached != (try > 0) {
 			t.Errorf("run %d: cached %t, %+v, the first is %+v", try, r.Cached, r.Record, first.Record)
 		}
+	}
+}
+
+// uponCells makes cells of one kernel: each is built upon the ones before it.
+func uponCells(t testing.TB, names ...string) []*Cell {
+	t.Helper()
+	cells := make([]*Cell, len(names))
+	for i, name := range names {
+		cells[i] = testCells(t, 1)[0]
+		cells[i].Module = &matrix.ModuleVersion{Name: name, Version: "1.0"}
+		cells[i].Inputs.Source.Name, cells[i].Inputs.Source.Version = name, "1.0"
+		cells[i].Inputs.Source.Code = int64(i) // the largest would be built first
+		cells[i].Needs = slices.Clone(cells[:i])
+		cells[i].Key = cells[i].key()
+	}
+	return cells
+}
+
+// uponImages notes what images are made upon.
+type uponImages struct {
+	noImages
+	mu   sync.Mutex
+	seen []string
+}
+
+func (u *uponImages) Image(_ context.Context, in images.Inputs) (v1.Image, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	line := in.Source.Name + ":"
+	for _, b := range in.Upon {
+		line += " " + b.Source.Name
+		for _, f := range b.Files {
+			line += "+" + f.Name
+		}
+		if b.Tree != nil {
+			line += "+tree"
+		}
+	}
+	u.seen = append(u.seen, line)
+	return empty.Image, nil
+}
+
+// TestBuiltUpon builds what others need before them, whatever the order, and what
+// is in the store not again.
+func TestBuiltUpon(t *testing.T) {
+	s := openStore(t)
+	good := goodModule(t)
+	cells := uponCells(t, "low", "middle", "top")
+	cells = append(cells, testCells(t, 1)...)
+	slices.Reverse(cells)
+	made := &uponImages{}
+	b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+		return exits, output(task.Output, worker.Built, map[string][]byte{"x": good})
+	})
+	b.Images, b.Parallel = made, 1
+	build := func() {
+		t.Helper()
+		results, err := b.Build(t.Context(), cells)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range results {
+			if r == nil || r.Cell != cells[i] || !r.Fits() {
+				t.Errorf("%s: %+v", cells[i].Name(), r)
+			}
+		}
+	}
+	build()
+	made.seen = slices.DeleteFunc(made.seen, func(s string) bool { return s == "hello:" })
+	want := []string{"low:", "middle: low+module/x.ko", "top: low+module/x.ko middle+module/x.ko"}
+	if !slices.Equal(made.seen, want) {
+		t.Errorf("got %q, want %q", made.seen, want)
+	}
+	top := cells[1]
+	if err := os.Remove(filepath.Join(s.Dir(), "refs/result", top.Key)); err != nil {
+		t.Fatal(err)
+	}
+	made.seen = nil
+	build()
+	if !slices.Equal(made.seen, want[2:]) {
+		t.Errorf("got %q, want %q", made.seen, want[2:])
+	}
+	if got := WithNeeds(cells, []*Cell{top}); !slices.Equal(got, cells[1:]) {
+		t.Errorf("with what it needs, %s is %d cells", top.Name(), len(got))
+	}
+}
+
+// TestLacking does not build upon what is not there.
+func TestLacking(t *testing.T) {
+	for name, tt := range map[string]struct {
+		outcome string // of the lowest
+		module  []byte
+		err     error
+		want    Outcome
+		message string
+	}{
+		"failed":     {outcome: worker.Failed, want: Failed, message: "low/1.0, which it is built upon, has failed: make: make ended with status 2"},
+		"excluded":   {outcome: worker.Excluded, want: Failed, message: "low/1.0, which it is built upon, is excluded: "},
+		"misfit":     {outcome: worker.Built, module: []byte("?"), want: Failed, message: "low/1.0, which it is built upon, does not fit the kernel: x.ko: format: "},
+		"no machine": {err: errors.New("the daemon is away"), want: Infrastructure, message: "low/1.0, which it is built upon: the daemon is away"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t)
+			cells := uponCells(t, "low", "middle", "top")
+			b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+				if !strings.HasPrefix(task.Name, "low/") {
+					t.Errorf("%s was built", task.Name)
+				}
+				if tt.err != nil {
+					return worker.Result{}, tt.err
+				}
+				modules := map[string][]byte{}
+				if tt.module != nil {
+					modules["x"] = tt.module
+				}
+				return exits, output(task.Output, tt.outcome, modules)
+			})
+			b.Retries = 0
+			results, err := b.Build(t.Context(), cells)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range results[1:] {
+				var message string
+				switch {
+				case r.Err != nil:
+					message = r.Err.Error()
+				case r.Record.Phase == "depends" && r.Record.DKMSExit == 13:
+					message = r.Record.Message
+				}
+				if r.Outcome != tt.want || r.Cell == cells[1] && !strings.HasPrefix(message, tt.message) || message == "" {
+					t.Errorf("%s: %s, %s", r.Cell.Name(), r.Outcome, message)
+				}
+				if rec, err := (records{s}).load(r.Cell.Key); (err == nil) != (tt.want == Failed) || err == nil && rec.Message != message {
+					t.Errorf("%s: the store has %+v, %v", r.Cell.Name(), rec, err)
+				}
+			}
+		})
+	}
+}
+
+// TestUponKey has what a cell is built upon in its key.
+func TestUponKey(t *testing.T) {
+	alone, upon := uponCells(t, "low", "top"), uponCells(t, "low", "top")
+	alone[1].Needs = nil
+	upon[0].Module.MakeArgs = []string{"X=1"}
+	keys := map[string]bool{upon[1].key(): true, alone[1].key(): true}
+	upon[0].Key = upon[0].key()
+	keys[upon[1].key()] = true
+	if len(keys) != 3 {
+		t.Errorf("%d keys, want 3", len(keys))
 	}
 }
 
@@ -548,7 +700,7 @@ func TestCheckNames(t *testing.T) {
 	b, _ := builder(openStore(t), nil)
 	b.symvers.load = noImages{}.Symvers
 	c := testCells(t, 2)[1] // another kernel than the module's
-	got, err := b.check(t.Context(), c, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: sectionOf(goodModule(t))}, {Name: "bad.ko", Data: sectionOf([]byte("?"))}}})
+	got, err := b.check(t.Context(), c, nil, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: sectionOf(goodModule(t))}, {Name: "bad.ko", Data: sectionOf([]byte("?"))}}})
 	if err != nil || len(got.Problems) != 2 || got.Format != checkFormat {
 		t.Fatalf("%+v, %v", got, err)
 	}

@@ -38,11 +38,16 @@ type Cell struct {
 	// empty for a cell that the farm file excludes.
 	Key    string
 	Inputs images.Inputs
+	// Needs are the cells that it is built upon, of the same kernel, each after
+	// those that it needs itself.
+	Needs []*Cell
 	// Timeout bounds the build's run.
 	Timeout time.Duration
 	// Boot are the packages that boot its kernel, for a test; nil unless the plan
 	// is for one, or where there are none.
 	Boot []*apt.Package
+
+	packages string // digest of the inputs' packages
 }
 
 // Name is how messages name the cell: module/version for a kernel.
@@ -69,9 +74,9 @@ const keyFormat = 1
 
 // key hashes what the cell's result depends on, each part with its length. The
 // number of jobs, limits, mirrors, the runtime, checks and packaging are left
-// out: they do not change what is built. packages is the digest of the cell's
-// packages, which many cells share.
-func (c *Cell) key(packages string) string {
+// out: they do not change what is built. What it is built upon is in it by its
+// key, which therefore has to be known.
+func (c *Cell) key() string {
 	h := sha256.New()
 	part := func(s string) { fmt.Fprintf(h, "%d:%s\n", len(s), s) }
 	part(fmt.Sprintf("kofarm key %d layers %d", keyFormat, images.LayerFormat))
@@ -81,12 +86,15 @@ func (c *Cell) key(packages string) string {
 	part(c.Module.Version)
 	part(c.Inputs.Source.Digest)
 	part(sha256hex(c.Inputs.Program.Data))
-	part(packages)
+	part(c.packages)
 	if c.Inputs.Custom != nil {
 		part(fmt.Sprintf("%q", c.Inputs.Custom.Digests))
 	}
 	part(fmt.Sprintf("%q", c.Module.MakeArgs))
 	part(c.install())
+	for _, n := range c.Needs {
+		part("upon " + n.Key)
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 

@@ -20,9 +20,9 @@ import (
 // another format is built again.
 const checkFormat = 2
 
-// check judges built modules against the cell's kernel, before anything packs
-// them. A finding is no error.
-func (b *Builder) check(ctx context.Context, c *Cell, out worker.Output) (Checked, error) {
+// check judges built modules against the cell's kernel and what they are built
+// upon, before anything packs them. A finding is no error.
+func (b *Builder) check(ctx context.Context, c *Cell, upon []*Result, out worker.Output) (Checked, error) {
 	checked := Checked{Format: checkFormat}
 	files := out.Modules
 	if len(files) == 0 {
@@ -42,6 +42,15 @@ func (b *Builder) check(ctx context.Context, c *Cell, out worker.Output) (Checke
 		}
 		modules[i] = m
 		target.Siblings = append(target.Siblings, m.Exports...)
+	}
+	for _, r := range upon {
+		for _, ko := range r.Record.Modules {
+			m, err := records{b.Store}.parsed(ko)
+			if err != nil {
+				return checked, err
+			}
+			target.Siblings = append(target.Siblings, m.Exports...)
+		}
 	}
 	for i, m := range modules {
 		if m == nil {

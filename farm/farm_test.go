@@ -35,7 +35,8 @@ func TestKey(t *testing.T) {
 				Toolchain: []*apt.Package{pkg("gcc", "12"), pkg("make", "4")}, Headers: []*apt.Package{pkg("linux-headers", "6")}}}
 	}
 	key := func(c *Cell) string {
-		return c.key(digestPackages(c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra))
+		c.packages = digestPackages(c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra)
+		return c.key()
 	}
 	if images.LayerFormat != 2 || keyFormat != 1 {
 		t.Errorf("formats %d and %d: write the new key here", images.LayerFormat, keyFormat)
@@ -162,7 +163,8 @@ func built(t *testing.T, c *Collector, cells []*Cell) []*Result {
 func fit(cells []*Cell) []*Cell {
 	for i, c := range cells {
 		c.Kernel.Release = fmt.Sprintf("6.1.0-%d-amd64", 9-i)
-		c.Key = c.key("packages")
+		c.packages = "packages"
+		c.Key = c.key()
 	}
 	return cells
 }

@@ -452,39 +452,39 @@ func (s *prepared) cells(ctx context.Context, plan *matrix.Plan) ([]*Cell, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		packages, err := s.inputs(ctx, c)
-		if err != nil {
+		if err := s.inputs(ctx, c); err != nil {
 			return nil, err
 		}
-		c.Key = c.key(packages)
 		if s.Boots || s.farm.Test != nil {
+			var err error
 			if c.Boot, err = s.bootPackages(ctx, c.Kernel, c.Module.Pos); err != nil {
 				return nil, fmt.Errorf("%s: finding its kernel: %w", c.Name(), err)
 			}
 		}
 	}
+	connect(cells)
 	return cells, nil
 }
 
-// inputs fills in what the cell is built from, and gives its packages' digest.
-func (s *prepared) inputs(ctx context.Context, c *Cell) (packages string, err error) {
+// inputs fills in what the cell is built from.
+func (s *prepared) inputs(ctx context.Context, c *Cell) error {
 	c.Inputs.Source, c.Inputs.Program = s.sources[c.Module], s.Program
 	build, err := debian.BuildPackages(c.Inputs.Source.Depends)
 	if err != nil {
-		return "", fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
+		return fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
 	}
 	all, err := s.closure(ctx, c.Kernel, slices.Concat(build, c.Module.BuildPackages), c.Module.Pos)
 	if err != nil {
 		if ctx.Err() != nil || isInfrastructure(err) {
-			return "", fmt.Errorf("%s: %w", c.Name(), err)
+			return fmt.Errorf("%s: %w", c.Name(), err)
 		}
-		return "", s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
+		return s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
 	}
-	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra = all.Toolchain, all.Headers, all.Extra
+	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra, c.packages = all.Toolchain, all.Headers, all.Extra, all.digest
 	if c.Kernel.Custom != nil {
 		c.Inputs.Custom, err = s.customHeaders(c.Kernel.Custom)
 	}
-	return all.digest, err
+	return err
 }
 
 // closure gives the packages of a kernel and build packages, once: the lock's,

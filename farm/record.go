@@ -67,6 +67,7 @@ type Record struct {
 	Modules    []Module `json:"modules,omitzero"`
 	Symvers    *Blob    `json:"symvers,omitzero"`
 	Installed  *Blob    `json:"installed,omitzero"` // a tar of user-space files
+	Tree       *Blob    `json:"tree,omitzero"`      // a tar of what is for modules that are built upon it
 	Log        Blob     `json:"log"`                // gzip
 	Check      Checked  `json:"check"`
 }
@@ -199,6 +200,9 @@ func (rec *Record) layers() []v1.Descriptor {
 	}
 	if rec.Installed != nil {
 		ls = append(ls, layer(*rec.Installed, filesType, "files.tar"))
+	}
+	if rec.Tree != nil {
+		ls = append(ls, layer(*rec.Tree, filesType, "tree.tar"))
 	}
 	return append(ls, layer(rec.Log, logType, "make.log.gz"))
 }

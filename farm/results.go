@@ -69,6 +69,7 @@ type CellReport struct {
 	Modules    []ModuleReport `json:"modules,omitzero"`
 	Symvers    *Blob          `json:"symvers,omitzero"`
 	Installed  *Blob          `json:"installed,omitzero"` // a tar of user-space files
+	Tree       *Blob          `json:"tree,omitzero"`      // a tar of what is for modules that are built upon it
 	Files      []string       `json:"files,omitzero"`     // the packages that hold the modules
 	Log        string         `json:"log,omitzero"`       // path
 }
@@ -103,6 +104,7 @@ type InputReport struct {
 	Extra     string   `json:"extra,omitzero"` // the last three name package sets
 	Custom    []string `json:"customHeaders,omitzero"`
 	MakeArgs  []string `json:"makeArgs,omitzero"`
+	Upon      []string `json:"upon,omitzero"` // keys of the cells that it is built upon, in the order of builtUpon
 }
 
 // PackageRef is one package of a distribution.
@@ -181,7 +183,7 @@ func (r *Report) cell(res *Result) CellReport {
 	}
 	cr.Phase, cr.Message, cr.FirstError, cr.DKMSExit = rec.Phase, rec.Message, rec.FirstError, rec.DKMSExit
 	cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Compiler, rec.Seconds, rec.MemoryPeak
-	cr.Symvers, cr.Installed = rec.Symvers, rec.Installed
+	cr.Symvers, cr.Installed, cr.Tree = rec.Symvers, rec.Installed, rec.Tree
 	for _, m := range rec.Modules {
 		cr.Modules = append(cr.Modules, ModuleReport{Module: m})
 	}
@@ -198,6 +200,9 @@ func (r *Report) inputs(c *Cell) *InputReport {
 		Extra: r.packageSet(c.Inputs.Extra), MakeArgs: c.Module.MakeArgs}
 	if c.Inputs.Custom != nil {
 		in.Custom = c.Inputs.Custom.Digests
+	}
+	for _, n := range c.Needs {
+		in.Upon = append(in.Upon, n.Key)
 	}
 	return in
 }

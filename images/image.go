@@ -1,8 +1,9 @@
 // Package images turns what a cell needs into an OCI image.
 //
 // The image's layers, lowest first, are: the toolchain, one layer for each
-// header package, a layer for what the module wants beyond that, the module's
-// source, and the base with the program to run. Each is made from packages or
+// header package, a layer for what the module wants beyond that, two layers for
+// each module that it is built upon, the module's source, and the base with the
+// program to run. Each is made from packages or
 // files in one fixed way (see [LayerFormat]), so the same inputs give the same
 // bytes everywhere, and is made once: two kernels of a suite share all but
 // their headers.
@@ -37,6 +38,7 @@ type Inputs struct {
 	Headers   []*apt.Package // each a layer of its own
 	Custom    *Headers       // headers of a kernel of one's own, or nil
 	Extra     []*apt.Package // beyond the toolchain
+	Upon      []Built        // what was built before, each after what it was built upon itself
 	Source    *Source
 	Program   Program
 }
@@ -96,10 +98,18 @@ func (a *Assembler) layers(ctx context.Context, in Inputs) ([]v1.Layer, error) {
 	if err == nil && len(in.Extra) > 0 {
 		err = add("the build packages", func() (*store.Layer, error) { return a.packages(ctx, in.Extra) })
 	}
+	for _, b := range in.Upon {
+		if err == nil {
+			err = add("the source of "+b.Source.Name, a.source(b.Source))
+		}
+		if err == nil {
+			err = add(b.Source.Name, func() (*store.Layer, error) {
+				return a.single(b.layerName(), func() (*store.Layer, error) { return b.layer(a.Store) })
+			})
+		}
+	}
 	if err == nil {
-		err = add("the source", func() (*store.Layer, error) {
-			return a.single("source "+in.Source.Digest+in.Source.Name+in.Source.Version, func() (*store.Layer, error) { return sourceLayer(a.Store, in.Source) })
-		})
+		err = add("the source", a.source(in.Source))
 	}
 	if err == nil {
 		err = add("the base", func() (*store.Layer, error) {
@@ -107,6 +117,12 @@ func (a *Assembler) layers(ctx context.Context, in Inputs) ([]v1.Layer, error) {
 		})
 	}
 	return layers, err
+}
+
+func (a *Assembler) source(src *Source) func() (*store.Layer, error) {
+	return func() (*store.Layer, error) {
+		return a.single("source "+src.Digest+src.Name+src.Version, func() (*store.Layer, error) { return sourceLayer(a.Store, src) })
+	}
 }
 
 // Shared holds layers outside the store, such as a registry that farms share.

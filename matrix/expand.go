@@ -20,6 +20,7 @@ const MaxCells = 1_000_000
 //  2. A rule of include that names a release adds the kernels of the catalogue which it matches, for the
 //     modules that it matches.
 //  3. A rule of exclude takes cells out, unless a rule of include matches them as well.
+//  4. A cell whose kernel lacks a cell that it is built upon, or has it excluded, is excluded.
 //
 // The catalogue holds the archives' kernels (those with Custom are ignored: the farm has them); of several
 // with one distribution, suite, release and arch the first counts. Every name and version of f.Modules must
@@ -30,6 +31,7 @@ func Expand(f *Farm, catalogue []Kernel) (*Plan, []Warning, error) {
 		return nil, nil, err
 	}
 	e.checkModules()
+	e.resolveDepends()
 	rules := e.chooseAll()
 	choices := e.sorted()
 	plan := &Plan{Versions: f.Modules}
@@ -241,6 +243,7 @@ func (e *expander) cells(choices []*choice, rules []*rule) ([]*Kernel, []Cell) {
 			}
 		}
 	}
+	e.excludeUpon(cells)
 	var kernels []*Kernel
 	for i, c := range choices {
 		if used[i] {

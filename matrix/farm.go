@@ -33,13 +33,19 @@ type ModuleVersion struct {
 	// empty after Parse where the file leaves it to the source; the caller fills it in before Expand.
 	Name, Version string
 	Source        Source
-	BuildPackages []string      // packages that the build needs beside the toolchain; the module's, then the version's
-	MakeArgs      []string      // appended to the make command; the module's, then the version's
-	Timeout       time.Duration // of one cell; default Limits.Timeout
-	Userspace     *Userspace    // what its build makes for user space; nil: nothing
-	License       string        // an SPDX expression for packages; "": what the modules say
-	Test          *ModuleTest   `json:",omitzero"` // how it is booted; nil: as any other
-	Pos           Pos
+	BuildPackages []string // packages that the build needs beside the toolchain; the module's, then the version's
+	// BuildDepends are modules of the farm that are built before this one and there for its build, as MODULE or
+	// MODULE/VERSION; the module's, then the version's.
+	BuildDepends []Word `json:",omitzero"`
+	// Needs are the module versions that BuildDepends names and those that they need, each after what it needs
+	// itself. Expand fills it in.
+	Needs     []*ModuleVersion `json:"-"`
+	MakeArgs  []string         // appended to the make command; the module's, then the version's
+	Timeout   time.Duration    // of one cell; default Limits.Timeout
+	Userspace *Userspace       // what its build makes for user space; nil: nothing
+	License   string           // an SPDX expression for packages; "": what the modules say
+	Test      *ModuleTest      `json:",omitzero"` // how it is booted; nil: as any other
+	Pos       Pos
 }
 
 // Userspace says which user-space files a module's build makes. They go into a

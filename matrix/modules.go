@@ -13,6 +13,7 @@ type moduleEntry struct {
 	name, version string
 	source        Source // its Pos is zero where none is given
 	packages      []string
+	depends       []Word
 	makeArgs      []string
 	timeout       time.Duration
 	license       string
@@ -71,6 +72,7 @@ func (d *decoder) moduleFields(m *moduleEntry) fields {
 		"version":        func(n *yaml.Node) { m.version = d.str(n, "version", CheckName).Text },
 		"source":         func(n *yaml.Node) { m.source = d.source(n) },
 		"build-packages": func(n *yaml.Node) { m.packages = texts(d.words(n, "build-packages", checkPackage)) },
+		"build-depends":  func(n *yaml.Node) { m.depends = d.words(n, "build-depends", checkModule) },
 		"make-args":      func(n *yaml.Node) { m.makeArgs = d.strs(n, "make-args", nil) },
 		"timeout":        func(n *yaml.Node) { d.duration(n, "timeout", &m.timeout) },
 		"userspace":      func(n *yaml.Node) { m.userspace = d.userspace(n) },
@@ -98,6 +100,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 		Version:       m.version,
 		Source:        m.source,
 		BuildPackages: union(slices.Clip(m.packages), v.packages),
+		BuildDepends:  append(slices.Clip(m.depends), v.depends...),
 		MakeArgs:      append(slices.Clip(m.makeArgs), v.makeArgs...),
 		Timeout:       m.timeout,
 		License:       m.license,

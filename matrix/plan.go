@@ -50,6 +50,8 @@ type Row struct {
 	Suite        string `json:"suite"`
 	Excluded     bool   `json:"excluded"`
 	Why          string `json:"why"`
+	// BuiltUpon are the module versions that are built before, as MODULE/VERSION, each after what it needs itself.
+	BuiltUpon []string `json:"builtUpon,omitzero"`
 }
 
 // Selector chooses the cell on a command line.
@@ -59,6 +61,10 @@ func (r Row) Selector() string {
 
 // Row returns the cell's row.
 func (c *Cell) Row() Row {
+	var upon []string
+	for _, n := range c.Module.Needs {
+		upon = append(upon, n.Name+"/"+n.Version)
+	}
 	return Row{
 		Module:       c.Module.Name,
 		Version:      c.Module.Version,
@@ -69,6 +75,7 @@ func (c *Cell) Row() Row {
 		Suite:        c.Kernel.Suite,
 		Excluded:     c.Excluded,
 		Why:          c.Why,
+		BuiltUpon:    upon,
 	}
 }
 

@@ -37,6 +37,15 @@ func CheckName(s string) error {
 	return nil
 }
 
+// checkModule says whether s may be MODULE or MODULE/VERSION.
+func checkModule(s string) error {
+	name, version, both := strings.Cut(s, "/")
+	if CheckName(name) != nil || both && CheckName(version) != nil {
+		return errors.New("want MODULE or MODULE/VERSION")
+	}
+	return nil
+}
+
 // like makes a check of a regular expression; want is how a message describes it.
 func like(re *regexp.Regexp, want string) check {
 	return func(s string) error {

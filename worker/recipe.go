@@ -100,11 +100,14 @@ type Output struct {
 	Symvers *io.SectionReader // Module.symvers, nil if there was none
 	// Installed are the user-space files, sorted by name.
 	Installed []Installed
+	// Tree is what the build has left for modules that are built upon it, below
+	// DKMS's folder of the build, sorted by name.
+	Tree []Installed
 }
 
-// Installed is a file, folder or symbolic link for user space.
+// Installed is a file, folder or symbolic link for user space, or of a tree.
 type Installed struct {
-	Name string            // clean, relative to the target's root
+	Name string            // clean, relative to the target's root, or the tree's
 	Mode fs.FileMode       // its type, and whether a file is executable
 	Link string            // of a symbolic link
 	Data *io.SectionReader // of a file
@@ -126,8 +129,11 @@ const (
 // reportFile is the recipe's report in the output.
 const reportFile = "result.json"
 
-// installedPrefix is where the output has user-space files.
-const installedPrefix = "files"
+// Where the output has user-space files, and what is for other modules.
+const (
+	installedPrefix = "files"
+	treePrefix      = "tree"
+)
 
 // ReadOutput reads the tar that the recipe has written, of size bytes. It takes
 // nothing on trust: it must be one archive whose entries are regular files with
@@ -148,8 +154,10 @@ func ReadOutput(r io.ReaderAt, size int64) (Output, error) {
 		data, err := section(h, whole)
 		switch {
 		case err != nil:
-		case inside(h.Name):
-			err = out.install(h, data)
+		case inside(h.Name, installedPrefix):
+			err = install(&out.Installed, installedPrefix, h, data)
+		case inside(h.Name, treePrefix):
+			err = install(&out.Tree, treePrefix, h, data)
 		default:
 			err = addEntry(files, h, data)
 		}
@@ -196,20 +204,20 @@ func onlyZeros(r io.Reader) error {
 	}
 }
 
-func inside(name string) bool {
-	return name == installedPrefix || strings.HasPrefix(name, installedPrefix+"/")
+func inside(name, prefix string) bool {
+	return name == prefix || strings.HasPrefix(name, prefix+"/")
 }
 
-// install takes a user-space file. Owners, times, and all of the mode but
-// whether a file is executable are dropped.
-func (o *Output) install(h *tar.Header, data *io.SectionReader) error {
-	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, installedPrefix), "/")
+// install takes a file of a tree. Owners, times, and all of the mode but whether
+// a file is executable are dropped.
+func install(to *[]Installed, prefix string, h *tar.Header, data *io.SectionReader) error {
+	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, prefix), "/")
 	f := Installed{Name: strings.TrimPrefix(name, "/")}
 	if f.Name == "" {
 		return nil
 	}
 	switch {
-	case len(o.Installed) >= maxInstalled:
+	case len(*to) >= maxInstalled:
 		return fmt.Errorf("more than %d files to install", maxInstalled)
 	case !fs.ValidPath(f.Name) || strings.ContainsAny(f.Name, "\n\x00\\"):
 		return errors.New("not a plain path")
@@ -228,7 +236,7 @@ func (o *Output) install(h *tar.Header, data *io.SectionReader) error {
 	default:
 		return fmt.Errorf("neither a file, a folder nor a symbolic link (tar type %q)", h.Typeflag)
 	}
-	o.Installed = append(o.Installed, f)
+	*to = append(*to, f)
 	return nil
 }
 
@@ -248,10 +256,12 @@ func addEntry(files map[string]*io.SectionReader, h *tar.Header, data *io.Sectio
 }
 
 func assemble(files map[string]*io.SectionReader, out Output) (Output, error) {
-	slices.SortFunc(out.Installed, func(a, b Installed) int { return strings.Compare(a.Name, b.Name) })
-	for i := range out.Installed[min(1, len(out.Installed)):] {
-		if out.Installed[i].Name == out.Installed[i+1].Name {
-			return out, fmt.Errorf("the build's output installs %q twice", out.Installed[i].Name)
+	for _, tree := range [][]Installed{out.Installed, out.Tree} {
+		slices.SortFunc(tree, func(a, b Installed) int { return strings.Compare(a.Name, b.Name) })
+		for i := range tree[min(1, len(tree)):] {
+			if tree[i].Name == tree[i+1].Name {
+				return out, fmt.Errorf("the build's output installs %q twice", tree[i].Name)
+			}
 		}
 	}
 	report, ok := files[reportFile]

@@ -5,15 +5,18 @@
 #   build MODULE VERSION KERNEL ARCH JOBS INSTALL [MAKE-ARGUMENT...]
 #
 # INSTALL, unless it is empty, is a command that installs user-space files below
-# $DESTDIR. Standard error is the log. Standard output is one tar: result.json,
+# $DESTDIR. /usr/lib/kofarm/dkms/NAME/VERSION/KERNEL/ARCH has the modules that this
+# one is built upon. Standard error is the log. Standard output is one tar: result.json,
 # and for a built module module/*.ko, Module.symvers where the build made one,
-# and files/ with what INSTALL has installed.
+# tree/ with what POST_BUILD has left beside them, and files/ with what INSTALL has
+# installed.
 #
 # Where DKMS 3.0 differs from what is done here:
 #   BUILD_EXCLUSIVE_KERNEL_MIN, _MAX   3.0 ignores them
 #   BUILD_EXCLUSIVE_CONFIG             3.0 reads .config, 3.4 include/config/auto.conf
 #   CC, KERNEL_CC                      3.0 leaves them unset
 #   a failing PRE_BUILD or POST_BUILD  3.0 goes on
+#   BUILD_DEPENDS                      3.0 builds without what it names
 #   Module.symvers                     3.0 does not keep it
 #   BUILD_EXCLUSIVE_*[1] and above     3.0 and 3.2 ignore them
 # Where any DKMS differs:
@@ -68,7 +71,7 @@ disk_full() {
 
 # finish OUTCOME PHASE DKMS-EXIT MESSAGE writes the output and ends the build.
 # Files named in the array outputs, below $base_dir, go along.
-outputs=() files=
+outputs=() trees=()
 finish() {
 	local i full=false report
 	[[ $1 != failed ]] || full=$(disk_full)
@@ -84,10 +87,10 @@ finish() {
 		report+='}'
 	done
 	echo "$report]}" > "$work/result.json"
-	[[ $1 = built ]] || outputs=() files=
+	[[ $1 = built ]] || outputs=() trees=()
 	[[ $1 = built ]] || echo "kofarm: $1: $2: $4"
 	tar --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --hard-dereference --no-recursion -cf - \
-		-C "$work" result.json ${outputs[0]+-C "$base_dir"} "${outputs[@]}" ${files:+--recursion -C "$work" files} >&3
+		-C "$work" result.json ${outputs[0]+-C "$base_dir"} "${outputs[@]}" ${trees[0]+--recursion -C "$work"} "${trees[@]}" >&3
 	exit
 }
 fail() { finish failed "$@"; }
@@ -215,6 +218,28 @@ check_exclusions() {
 check_source() {
 	local entries=("$source_dir"/*)
 	((${#entries[@]} >= 2)) || fail copy 8 "$source_dir holds nothing but dkms.conf"
+}
+
+# place_built puts the modules that were built before where DKMS has them.
+place_built() {
+	local dir name version
+	for dir in /usr/lib/kofarm/dkms/*/*; do
+		[[ -d $dir ]] || continue
+		version=${dir##*/} name=${dir%/*} name=${name##*/}
+		{ mkdir -p "$dkms_tree/$name/$version" && cp -r "$dir/$kernelver" "$dkms_tree/$name/$version/" &&
+			ln -s "$source_tree/$name-$version" "$dkms_tree/$name/$version/source" &&
+			ln -s "$version/$kernelver/$arch" "$dkms_tree/$name/kernel-$kernelver-$arch"; } ||
+			fail depends 13 "$name/$version cannot be copied to $dkms_tree"
+	done
+}
+
+# check_depends wants the modules there that dkms.conf says are to be installed.
+check_depends() {
+	local d
+	for d in "${BUILD_DEPENDS[@]}"; do
+		[[ ! $d || -e $dkms_tree/$d/kernel-$kernelver-$arch ]] ||
+			fail depends 13 "BUILD_DEPENDS wants $d installed: have the farm file build it, too, and say build-depends: [$d]"
+	done
 }
 
 # choose_machine sets ARCH and CROSS_COMPILE, as the kernel's Makefiles take them
@@ -356,20 +381,33 @@ install_files() {
 	status=$?
 	((status == 0)) || fail install "$status" "the install command ended with status $status"
 	[[ $(ls -A "$work/files") ]] || fail install 1 "the install command has put nothing below \$DESTDIR"
-	files=yes
+	trees+=(files)
+}
+
+# keep_tree keeps what POST_BUILD has left in DKMS's folder of the build, such as
+# headers, for modules that are built upon this one.
+keep_tree() {
+	local f left=()
+	for f in "$base_dir"/*; do
+		[[ ! -e $f || $f = */module || $f = */log ]] || left+=("$f")
+	done
+	[[ ${left[0]+x} ]] || return 0
+	{ mkdir "$work/tree" && cp -r "${left[@]}" "$work/tree/"; } || fail post_build 15 "there is no room for what it has left"
+	trees+=(tree)
 }
 
 mkdir -p "$work" "${build_dir%/build}" || exit 1
 cd "$dkms_tree/$module/$module_version" || exit 1
 ln -s "$source_dir" source || exit 1
 
+place_built
 llvm='' num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
 read_conf
 check_conf
 check_exclusions
 check_source
 choose_compiler
-((${#BUILD_DEPENDS[@]})) && fail depends 13 "BUILD_DEPENDS wants ${BUILD_DEPENDS[*]} installed, and a container has no other module"
+check_depends
 cp -a "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
 cd "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
 apply_patches
@@ -389,5 +427,6 @@ for i in "${kept[@]}"; do
 	outputs+=("module/${dest_name[i]}.ko")
 done
 [[ ! -f $base_dir/module/Module.symvers ]] || outputs+=("module/Module.symvers")
+keep_tree
 install_files
 finish built "" 0 ""

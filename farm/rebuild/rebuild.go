@@ -88,6 +88,7 @@ type want struct {
 const (
 	symversFile   = "Module.symvers"
 	installedFile = "user-space files"
+	treeFile      = "files for other modules"
 )
 
 // Cells verifies the results that the store has of cells, and the packages that
@@ -133,6 +134,9 @@ func (v *Verifier) subject(r *farm.Result) *subject {
 	}
 	if b := r.Record.Installed; b != nil {
 		add(installedFile, *b)
+	}
+	if b := r.Record.Tree; b != nil {
+		add(treeFile, *b)
 	}
 	return s
 }
@@ -234,6 +238,9 @@ func files(c *farm.CellReport) map[string]string {
 	}
 	if c.Installed != nil {
 		sums[installedFile] = c.Installed.SHA256
+	}
+	if c.Tree != nil {
+		sums[treeFile] = c.Tree.SHA256
 	}
 	return sums
 }

@@ -450,7 +450,7 @@ func (a *app) rebuildCells(ctx context.Context, file string, e errand) (err erro
 	if err != nil {
 		return err
 	}
-	cells := slices.DeleteFunc(slices.Clone(s.plan.Cells), func(c *farm.Cell) bool { return c.Excluded || !slices.Contains(e.Keys, c.Key) })
+	cells := farm.WithNeeds(s.plan.Cells, slices.DeleteFunc(slices.Clone(s.plan.Cells), func(c *farm.Cell) bool { return c.Excluded || !slices.Contains(e.Keys, c.Key) }))
 	rt, err := (&daemonFlags{name: e.Runtime}).runtime(s.farm)
 	if err != nil {
 		return err
