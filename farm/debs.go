@@ -84,10 +84,19 @@ func (d *debs) filled(info deb.Info, r *Result) (deb.Info, error) {
 	return info, nil
 }
 
-func (d *debs) modulesPackage(r *Result) (Package, error) {
+// packed is the package of a result's modules, without what is in it.
+func (d *debs) packed(r *Result) deb.Modules {
 	m := deb.Modules{Info: d.info(r), Kernel: r.Cell.Kernel.Release}
 	if d.out.KernelRevision {
 		m.KernelVersion = r.Cell.Kernel.Version
+	}
+	return m
+}
+
+func (d *debs) modulesPackage(r *Result) (Package, error) {
+	m := d.packed(r)
+	for _, n := range r.Cell.Needs {
+		m.Upon = append(m.Upon, d.packed(&Result{Cell: n}))
 	}
 	name, err := m.FileName()
 	h := d.packageKey(debFormat, "deb modules", r.Cell.Inputs.Source, m.Maintainer, m.KernelVersion, d.output.Modules, r.Cell.Module.License)
@@ -123,11 +132,20 @@ func (d *debs) metaPackage(r *Result) (Package, error) {
 	}}, err
 }
 
+// source is the package of a result's source, without what is in it.
+func (d *debs) source(r *Result) deb.DKMS {
+	p := deb.DKMS{Info: d.info(r), Conf: r.Cell.Inputs.Source.Conf}
+	for _, n := range r.Cell.Needs {
+		p.Upon = append(p.Upon, deb.DKMS{Info: d.info(&Result{Cell: n})})
+	}
+	return p
+}
+
 // dkmsPackage has the source, and where the farm file says so every kernel's
 // prebuilt tarball.
 func (d *debs) dkmsPackage(group []*Result) (Package, error) {
 	src := group[0].Cell.Inputs.Source
-	p := deb.DKMS{Info: d.info(group[0]), Conf: src.Conf}
+	p := d.source(group[0])
 	name, err := p.FileName()
 	h := d.packageKey(debFormat, "deb dkms", src, p.Maintainer, d.out.Prebuilt, group[0].Cell.Module.License)
 	prebuilt := d.prebuilt(group, d.out.Prebuilt)
@@ -160,7 +178,7 @@ func (d *debs) dkmsPackage(group []*Result) (Package, error) {
 // sourcePackages are the files of the Debian source package, the .dsc last.
 func (d *debs) sourcePackages(group []*Result) ([]Package, error) {
 	src := group[0].Cell.Inputs.Source
-	p := deb.DKMS{Info: d.info(group[0]), Conf: src.Conf}
+	p := d.source(group[0])
 	names, err := p.SourceNames()
 	if err != nil {
 		return nil, err

@@ -194,16 +194,23 @@ func (a *attestation) artifact(cells []*Cell, kind string, holds Holds, options 
 		maps.Copy(artifact.Options, options)
 	}
 	for _, c := range cells {
-		artifact.Cells = append(artifact.Cells, attestCell(c))
+		artifact.Cells = append(artifact.Cells, a.cell(c))
 	}
 	return artifact
 }
 
-func attestCell(c *Cell) attest.Cell {
+func (a *attestation) cell(c *Cell) attest.Cell {
 	cell := attest.Cell{Kernel: c.Kernel.Release, Arch: c.Kernel.Arch, Distribution: c.Kernel.Distribution, Suite: c.Kernel.Suite, Key: c.Key,
 		Toolchain: attestPackages(c.Inputs.Toolchain), Headers: attestPackages(c.Inputs.Headers), Extra: attestPackages(c.Inputs.Extra)}
 	if c.Inputs.Custom != nil {
 		cell.Custom = c.Inputs.Custom.Digests
+	}
+	for _, n := range c.Needs {
+		if r := a.results[n]; r != nil && r.Record != nil {
+			for _, m := range r.Record.Modules {
+				cell.Upon = append(cell.Upon, attest.Package{Name: n.Module.Name + "/" + m.Name, Version: n.Module.Version, SHA256: m.SHA256})
+			}
+		}
 	}
 	return cell
 }

@@ -64,6 +64,15 @@ func (p *rpms) info(r *Result) rpm.Info {
 		License: r.Cell.Module.License, Packager: p.out.Packager, Epoch: p.epochOf(src)}
 }
 
+// upon are the modules that a result is built upon.
+func (p *rpms) upon(r *Result) []rpm.Info {
+	var all []rpm.Info
+	for _, n := range r.Cell.Needs {
+		all = append(all, p.info(&Result{Cell: n}))
+	}
+	return all
+}
+
 // options are those of all RPMs.
 func (p *rpms) options(more map[string]any) map[string]any {
 	o := map[string]any{"style": string(p.out.Style), "release": p.out.Release, "packager": p.out.Packager}
@@ -87,6 +96,7 @@ func (p *rpms) modulesPackage(r *Result) (Package, error) {
 	h := p.packageKey(rpmFormat, "rpm modules", r.Cell.Inputs.Source, append(p.key("", info, r.Cell.Inputs.Source), p.output.Modules)...)
 	p.signing.addTo(h, r)
 	addResult(h, r)
+	build.Upon = p.upon(r)
 	options := p.options(map[string]any{"modules": string(p.output.Modules)})
 	return Package{Name: name, Cells: []*Cell{r.Cell}, Key: sum(h), Kind: "rpm modules", Options: options, Holds: HoldsModules, Write: func(ctx context.Context, w io.Writer) error {
 		symvers, err := p.kernels.Symvers(ctx, r.Cell.Inputs, r.Cell.Kernel.Release)
@@ -171,7 +181,7 @@ func (p *rpms) dkmsPackage(group []*Result) (Package, error) {
 				Open: func() (io.ReadCloser, error) { return p.records.s.Open(blob.hash()) }})
 		}
 		return p.withTree(src, func(root *os.Root) error {
-			return rpm.DKMS(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: src.Conf}, tarballs)
+			return rpm.DKMS(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: src.Conf, Upon: p.upon(group[0])}, tarballs)
 		})
 	}}, err
 }

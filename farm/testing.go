@@ -257,27 +257,22 @@ func noBoot(c *Cell) string {
 	return "the archive has no image of kernel " + c.Kernel.Release
 }
 
-// unit is a result's modules as they are booted.
+// unit is a result's modules as they are booted, after those that they are built
+// upon: these have verdicts of their own, too.
 func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 	u := &boot.Unit{Name: r.Cell.Name(), Script: t.scripts[r.Cell.Module]}
-	test := r.Cell.Module.Test
-	given := map[string]bool{}
-	for _, m := range r.Record.Modules {
-		name := strings.TrimSuffix(m.Name, ".ko")
-		unit := t.module(ctx, r, m)
-		if test != nil {
-			for key, parameters := range test.Parameters {
-				if sameModule(key, name) {
-					unit.Parameters, given[key] = parameters, true
-				}
-			}
+	for _, n := range r.Cell.Needs {
+		rec, err := records{t.Store}.load(n.Key)
+		if err != nil {
+			return nil, fmt.Errorf("%s, which %s is built upon: %w", n.Name(), r.Cell.Name(), err)
 		}
-		u.Modules = append(u.Modules, unit)
+		t.add(ctx, u, &Result{Cell: n, Record: rec})
 	}
+	given := t.add(ctx, u, r)
+	test := r.Cell.Module.Test
 	if test == nil {
 		return u, nil
 	}
-	u.First = test.First
 	for key := range test.Parameters {
 		if !given[key] {
 			return nil, &matrix.Error{File: t.farm.File, Line: test.Pos.Line, Column: test.Pos.Column, Value: key,
@@ -286,6 +281,28 @@ func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 		}
 	}
 	return u, nil
+}
+
+// add adds a result's modules to a unit, and tells which of the farm file's
+// parameters are for any.
+func (t *Tests) add(ctx context.Context, u *boot.Unit, r *Result) (given map[string]bool) {
+	given = map[string]bool{}
+	test := r.Cell.Module.Test
+	for _, m := range r.Record.Modules {
+		module := t.module(ctx, r, m)
+		if test != nil {
+			for key, parameters := range test.Parameters {
+				if sameModule(key, strings.TrimSuffix(m.Name, ".ko")) {
+					module.Parameters, given[key] = parameters, true
+				}
+			}
+		}
+		u.Modules = append(u.Modules, module)
+	}
+	if test != nil {
+		u.First = append(u.First, test.First...)
+	}
+	return given
 }
 
 // module is a module as it is booted: as it was built, or signed.

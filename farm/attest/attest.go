@@ -106,6 +106,8 @@ type Cell struct {
 
 	Toolchain, Headers, Extra []Package
 	Custom                    []string // sha256 in hex of the headers of a kernel of one's own
+
+	Upon []Package `json:",omitzero"` // modules that it is built upon: name and version of theirs, and a file's SHA256
 }
 
 // Package is one package of a distribution.
@@ -162,6 +164,7 @@ const (
 	RoleToolchain Role = "toolchain"
 	RoleHeaders   Role = "headers"
 	RoleExtra     Role = "extra" // what the module's build needs beyond the toolchain
+	RoleUpon      Role = "upon"  // modules that were built before it
 )
 
 // input is a package and what it is for. kernels are the releases that it is
@@ -187,7 +190,7 @@ func (a *Artifact) inputs() []*input {
 		for _, list := range []struct {
 			role     Role
 			packages []Package
-		}{{RoleToolchain, c.Toolchain}, {RoleHeaders, c.Headers}, {RoleHeaders, c.custom()}, {RoleExtra, c.Extra}} {
+		}{{RoleToolchain, c.Toolchain}, {RoleHeaders, c.Headers}, {RoleHeaders, c.custom()}, {RoleExtra, c.Extra}, {RoleUpon, c.Upon}} {
 			for _, p := range list.packages {
 				id := identity{list.role, p.SHA256}
 				if seen[id] == nil {

@@ -28,6 +28,9 @@ type DKMS struct {
 	// replace the source. They need no headers on the target, and are installed
 	// whatever AUTOINSTALL says.
 	Prebuilt []Prebuilt
+	// Upon are modules that dkms has to have installed before it builds this one:
+	// the package depends on theirs.
+	Upon []DKMS
 }
 
 // Prebuilt is a tarball of one kernel's modules, see package dkms.
@@ -95,9 +98,17 @@ func (d DKMS) outline() (binary, error) {
 	if len(d.Conf) == 0 || len(d.Conf) > maxConfSize || d.Source == nil {
 		return binary{}, fmt.Errorf("a source and a dkms.conf of 1 to %d bytes are needed, got one of %d", maxConfSize, len(d.Conf))
 	}
+	depends := dkmsDepends
+	for _, upon := range d.Upon {
+		needed, err := upon.Package()
+		if err != nil {
+			return binary{}, err
+		}
+		depends += ", " + needed
+	}
 	return binary{
 		info: d.Info, name: name, version: version, arch: "all", tree: newTree(),
-		fields: []field{{"Depends", dkmsDepends}},
+		fields: []field{{"Depends", depends}},
 		about: d.about(fmt.Sprintf("%s kernel modules, as source for dkms", d.Module),
 			fmt.Sprintf("This package has the source of %s %s, from which dkms builds the modules for the kernels that are installed.%s",
 				d.Module, d.ModuleVersion, d.prebuiltText())),

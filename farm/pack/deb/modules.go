@@ -36,6 +36,9 @@ type Modules struct {
 	// Depends is what the package depends on. Empty: the kernel's image as
 	// Debian has it, signed or not.
 	Depends string
+	// Upon are modules that these were built upon, for the same kernel: the
+	// package depends on theirs, too.
+	Upon []Modules
 	// Compress is how the modules are stored, best as the kernel's own modules
 	// are: kmod has to read it (in Debian XZ, Zstd from bookworm on, never
 	// Gzip). Empty: plain.
@@ -61,6 +64,16 @@ func (m Modules) FileName() (string, error) {
 	}
 	version, err := m.version(m.KernelVersion)
 	return fileName(name, version, m.Arch), errors.Join(err, m.checkArch())
+}
+
+// relation is a dependency on exactly this package.
+func (m Modules) relation() (string, error) {
+	name, err := m.Package()
+	if err != nil {
+		return "", err
+	}
+	version, err := m.version(m.KernelVersion)
+	return fmt.Sprintf("%s (= %s)", name, version), err
 }
 
 // Write writes the package. Errors name the input that is wrong, or are w's
@@ -98,6 +111,13 @@ func (m Modules) binary() (binary, error) {
 		if m.Depends, err = ImageDepends(m.Kernel); err != nil {
 			return binary{}, err
 		}
+	}
+	for _, upon := range m.Upon {
+		relation, err := upon.relation()
+		if err != nil {
+			return binary{}, err
+		}
+		m.Depends += ", " + relation
 	}
 	files, err := m.tree()
 	if err := errors.Join(err, checkRelation("Depends", m.Depends)); err != nil {

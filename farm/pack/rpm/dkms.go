@@ -20,6 +20,8 @@ type SourceTree struct {
 	Files iter.Seq2[dkms.File, error]
 	// Conf is the module's dkms.conf, word for word.
 	Conf []byte
+	// Upon are modules that DKMS has to have installed before it builds this one.
+	Upon []Info
 }
 
 // Prebuilt is a DKMS tarball of one kernel's modules, in the layout
@@ -66,6 +68,13 @@ func writeDKMS(w io.Writer, info Info, src SourceTree, prebuilt []Prebuilt) (err
 	p, err := info.dkmsPackage()
 	if err != nil {
 		return err
+	}
+	for _, upon := range src.Upon {
+		needed, err := upon.dkmsPackage()
+		if err != nil {
+			return err
+		}
+		p.Requires = append(p.Requires, rpmfile.Dependency{Name: needed.Name})
 	}
 	t := tree{}
 	if err := src.addTo(t, "/usr/src/"+info.Name+"-"+info.Version); err != nil {

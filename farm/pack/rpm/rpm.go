@@ -79,6 +79,9 @@ type Kernel struct {
 type Build struct {
 	Kernel  Kernel
 	Modules []dkms.Module // plain
+	// Upon are modules that these were built upon: their packages for the same
+	// kernel are required.
+	Upon []Info
 	// Compression is how the modules are stored; what is best is how that
 	// kernel's own are.
 	Compression Compression
@@ -114,6 +117,13 @@ func writeModules(w io.Writer, info Info, build Build) (err error) {
 	p, err := info.kernelPackage(build.Kernel)
 	if err := errors.Join(err, build.validate()); err != nil {
 		return err
+	}
+	for _, upon := range build.Upon {
+		required, err := upon.withDefaults().kernelPackage(build.Kernel)
+		if err != nil {
+			return err
+		}
+		p.Requires = append(p.Requires, is(required.Name, required.EVR()))
 	}
 	found := &findings{style: info.Style, kernel: build.Kernel}
 	t, top := tree{}, info.moduleFolder(build.Kernel)
