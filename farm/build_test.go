@@ -321,17 +321,15 @@ type uponImages struct {
 func (u *uponImages) Image(_ context.Context, in images.Inputs) (v1.Image, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	line := in.Source.Name + ":"
+	line := []string{in.Source.Name + ":"}
 	for _, b := range in.Upon {
-		line += " " + b.Source.Name
-		for _, f := range b.Files {
-			line += "+" + f.Name
+		built := b.Source.Name
+		if len(b.Files) == 1 {
+			built += "+" + b.Files[0].Name
 		}
-		if b.Tree != nil {
-			line += "+tree"
-		}
+		line = append(line, built)
 	}
-	u.seen = append(u.seen, line)
+	u.seen = append(u.seen, strings.Join(line, " "))
 	return empty.Image, nil
 }
 

@@ -75,6 +75,9 @@ archives:
 			r.Cells = slices.DeleteFunc(r.Cells, func(c farm.CellReport) bool { return c.Excluded })
 			b := newBuilder(t, tt.suite, r, sources)
 			compare(t, r, b.builds(t, r.Cells, timestamp))
+			if tt.suite == "bookworm" {
+				t.Run("built upon", func(t *testing.T) { builtUpon(t, b, r.Cells[0].Release) })
+			}
 			for prefix, want := range tt.counts {
 				cells, built := count(r, prefix)
 				if cells != want {

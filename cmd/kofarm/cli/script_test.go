@@ -25,6 +25,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+e.Getenv("PATH"))
 			e.Setenv("KOFARM_STORE", rig.Store(t))
 			e.Setenv("KOFARM", binary)
+			e.Setenv("UPON", filepath.Join(rig.Root(), "testdata/upon"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},

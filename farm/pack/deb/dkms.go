@@ -98,17 +98,17 @@ func (d DKMS) outline() (binary, error) {
 	if len(d.Conf) == 0 || len(d.Conf) > maxConfSize || d.Source == nil {
 		return binary{}, fmt.Errorf("a source and a dkms.conf of 1 to %d bytes are needed, got one of %d", maxConfSize, len(d.Conf))
 	}
-	depends := dkmsDepends
+	depends := []string{dkmsDepends}
 	for _, upon := range d.Upon {
 		needed, err := upon.Package()
 		if err != nil {
 			return binary{}, err
 		}
-		depends += ", " + needed
+		depends = append(depends, needed)
 	}
 	return binary{
 		info: d.Info, name: name, version: version, arch: "all", tree: newTree(),
-		fields: []field{{"Depends", depends}},
+		fields: []field{{"Depends", strings.Join(depends, ", ")}},
 		about: d.about(fmt.Sprintf("%s kernel modules, as source for dkms", d.Module),
 			fmt.Sprintf("This package has the source of %s %s, from which dkms builds the modules for the kernels that are installed.%s",
 				d.Module, d.ModuleVersion, d.prebuiltText())),

@@ -1,0 +1,1 @@
+int kf_base_answer(void);
