@@ -40,6 +40,7 @@ const (
 type Collector struct {
 	Store  *store.Store
 	Dir    string // the output folder
+	Farm   string // the farm file's name, without its folder
 	Output matrix.Output
 	Epoch  *time.Time // SOURCE_DATE_EPOCH; nil: each source's own time
 	// Kernels are asked what packages need to know of a cell's kernel.
@@ -64,13 +65,17 @@ type Collected struct {
 
 // Collect writes the packages of all packable results, the logs and
 // results.json. Each file appears complete. What an earlier run of the farm has
-// put there, by its results.json, and this one does not, is removed; a file
-// that is right already is left alone.
+// put there, by its results.json, and this one does not, is removed if it is
+// still that; a file that is right already is left alone. The error is a
+// *FolderError where the folder is not the farm's.
 func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
-	before := c.previous()
+	before, err := c.previous()
+	if err != nil {
+		return nil, err
+	}
 	m := c.material()
 	if err := m.signing.prepare(ctx, results); err != nil {
 		return nil, err
@@ -109,6 +114,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, err
 	}
 	report := newReport(results, packages, files, logs)
+	report.Farm = c.Farm
 	if report.Signing, err = c.enroll(); err != nil {
 		return nil, err
 	}
@@ -226,6 +232,39 @@ func (c *Collector) Check(cells []*Cell) error {
 	return err
 }
 
+// FolderError says that an output folder is not the farm's to tidy.
+type FolderError struct {
+	Dir string
+	Err error // why
+}
+
+func (e *FolderError) Error() string {
+	return fmt.Sprintf("output folder %s: %v; choose another one (--output, or the farm file's output.directory), or remove that", e.Dir, e.Err)
+}
+
+// Unwrap gives the reason.
+func (e *FolderError) Unwrap() error { return e.Err }
+
+// Claim tells before anything is built whether the folder is the farm's, else
+// the error is a *FolderError, and can be written to. It leaves nothing there.
+func (c *Collector) Claim() error {
+	if _, err := c.previous(); err != nil {
+		return err
+	}
+	dir := c.Dir
+	for _, err := os.Stat(dir); err != nil && dir != filepath.Dir(dir); _, err = os.Stat(dir) {
+		dir = filepath.Dir(dir) // where it will be made
+	}
+	f, err := os.CreateTemp(dir, tmpPattern)
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", c.Dir, err)
+	}
+	return nil
+}
+
 // pack makes a package, unless the store has it, and puts it into the folder.
 func (c *Collector) pack(ctx context.Context, p Package) (File, error) {
 	blob, err := c.stored(ctx, p)
@@ -269,18 +308,26 @@ func (c *Collector) write(ctx context.Context, p Package) (v1.Descriptor, error)
 // place writes a file of the folder under a temporary name and renames it. A
 // file that has the right content already stays.
 func (c *Collector) place(name string, open func() (io.ReadCloser, error), want Blob) error {
-	file := filepath.Join(c.Dir, name)
-	if fi, err := os.Lstat(file); err == nil && fi.Mode().IsRegular() && fi.Size() == want.Size {
-		if sum, err := hashFile(file); err == nil && sum == want.SHA256 {
-			return nil
-		}
+	if c.holds(File{name, want}) {
+		return nil
 	}
 	r, err := open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	return writeFile(file, r)
+	return writeFile(filepath.Join(c.Dir, name), r)
+}
+
+// holds says whether the folder has the file with just this content.
+func (c *Collector) holds(f File) bool {
+	name := filepath.Join(c.Dir, f.Path)
+	fi, err := os.Lstat(name)
+	if err != nil || !filepath.IsLocal(f.Path) || !fi.Mode().IsRegular() || fi.Size() != f.Size {
+		return false
+	}
+	sum, err := hashFile(name)
+	return err == nil && sum == f.SHA256
 }
 
 // tmpPattern names files that are being written.
@@ -314,14 +361,18 @@ func (c *Collector) writeLog(r *Result) (string, error) {
 	if r.Record == nil {
 		return "", nil
 	}
-	m, k := r.Cell.Module, r.Cell.Kernel
-	name := filepath.Join(logsDir, m.Name+"-"+m.Version, k.Release+"-"+k.Arch+".log")
+	name := logPath(r.Cell.Row())
 	log, err := records{c.Store}.log(r.Record.Log)
 	if err != nil {
 		return "", err
 	}
 	defer log.Close()
 	return name, writeFile(filepath.Join(c.Dir, name), log)
+}
+
+// logPath is where the output folder has a cell's log.
+func logPath(r matrix.Row) string {
+	return filepath.Join(logsDir, r.Module+"-"+r.Version, r.Release+"-"+r.Arch+".log")
 }
 
 func (c *Collector) writeReport(r *Report) error {
@@ -332,38 +383,40 @@ func (c *Collector) writeReport(r *Report) error {
 	return writeFile(filepath.Join(c.Dir, ResultsFile), strings.NewReader(string(data)+"\n"))
 }
 
-// previous lists the files that the folder's results.json names.
-func (c *Collector) previous() []string {
-	f, err := os.Open(filepath.Join(c.Dir, ResultsFile))
-	if err != nil {
-		return nil
+// previous reads the folder's results.json, nil where there is none. One that
+// is no report, or another farm file's, is a *FolderError. Reports of earlier
+// versions name no farm file.
+func (c *Collector) previous() (*Report, error) {
+	r, err := ReadReport(filepath.Join(c.Dir, ResultsFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR): // nor can one be written
+		return nil, nil
+	case errors.Is(err, ErrNoReport):
+		return nil, &FolderError{c.Dir, err}
+	case err != nil:
+		return nil, err
+	case r.Farm != "" && r.Farm != c.Farm:
+		return nil, &FolderError{c.Dir, fmt.Errorf("it holds what %q has put out, and %q would remove", r.Farm, c.Farm)}
 	}
-	defer f.Close()
-	var r Report
-	if json.NewDecoder(io.LimitReader(f, maxResults)).Decode(&r) != nil {
-		return nil
-	}
-	return r.paths()
+	return r, nil
 }
 
 // retire removes files that the farm no longer puts out, and temporary files
-// that a killed run has left.
-func (c *Collector) retire(before []string, r *Report) error {
-	keep := map[string]bool{ResultsFile: true}
-	for _, p := range r.paths() {
-		keep[p] = true
-	}
+// that a killed run has left. What is not as the report before says is somebody
+// else's.
+func (c *Collector) retire(before, now *Report) error {
 	var err error
-	for _, p := range before {
-		if keep[p] || !filepath.IsLocal(p) {
-			continue
+	if before != nil {
+		keep := map[string]bool{}
+		for _, f := range now.files() {
+			keep[f.Path] = true
 		}
-		if rerr := os.Remove(filepath.Join(c.Dir, p)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
+		for _, f := range before.files() {
+			if !keep[f.Path] && c.holds(f) {
+				err = errors.Join(err, c.remove(f.Path))
+			}
 		}
-		if dir := filepath.Dir(p); dir != "." {
-			_ = os.Remove(filepath.Join(c.Dir, dir)) // if it is empty now
-		}
+		err = errors.Join(err, c.retireLogs(before, now))
 	}
 	for _, dir := range []string{".", logsDir + "/*"} {
 		left, _ := fs.Glob(os.DirFS(c.Dir), path.Join(dir, tmpPattern))
@@ -372,4 +425,32 @@ func (c *Collector) retire(before []string, r *Report) error {
 		}
 	}
 	return err
+}
+
+// retireLogs removes logs, which are known by their paths: their content differs
+// from run to run, so reports do not have it.
+func (c *Collector) retireLogs(before, now *Report) (err error) {
+	keep := map[string]bool{}
+	for _, cell := range now.Cells {
+		keep[cell.Log] = true
+	}
+	for _, cell := range before.Cells {
+		if cell.Log == logPath(cell.Row) && !keep[cell.Log] && filepath.IsLocal(cell.Log) {
+			err = errors.Join(err, c.remove(cell.Log))
+		}
+	}
+	return err
+}
+
+// remove removes a file of the folder, and the folder that it was in if that is
+// empty now.
+func (c *Collector) remove(name string) error {
+	file := filepath.Join(c.Dir, name)
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if filepath.Dir(name) != "." {
+		_ = os.Remove(filepath.Dir(file))
+	}
+	return nil
 }

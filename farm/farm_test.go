@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -135,7 +136,7 @@ func FuzzClip(f *testing.F) {
 // collector packs into a folder; only DKMS tarballs.
 func collector(t *testing.T, dir string, layouts ...matrix.Layout) *Collector {
 	t.Helper()
-	return &Collector{Store: openStore(t), Dir: dir, Kernels: noImages{},
+	return &Collector{Store: openStore(t), Dir: dir, Farm: "farm.yaml", Kernels: noImages{},
 		Output: matrix.Output{Modules: matrix.Plain, DKMS: &matrix.DKMSOutput{Layouts: layouts, Compression: matrix.Gzip}}}
 }
 
@@ -296,17 +297,88 @@ func TestCollectAgain(t *testing.T) {
 	if after, err := os.Stat(tarball); err != nil || !os.SameFile(before, after) {
 		t.Errorf("a good package was written again: %v", err)
 	}
-	evil := `{"version":1,"files":[{"path":"../outside"},{"path":"/etc/hostname"},{"path":""},{"path":"logs"}],"cells":[]}`
-	outside := filepath.Join(filepath.Dir(dir), "outside")
-	if err := os.WriteFile(outside, nil, 0o644); err != nil {
+}
+
+// TestOthersFiles leaves alone what a results.json names, but kofarm has not
+// put there, or not as it is now.
+func TestOthersFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dist")
+	c := collector(t, dir, matrix.BinariesOnly)
+	all := built(t, c, fit(testCells(t, 4)))
+	if _, err := c.Collect(t.Context(), all); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, ResultsFile), []byte(evil), 0o644); err != nil {
+	sum := sha256hex([]byte("mine"))
+	mine := []string{"main.c", "logs/mine.log", "../outside", "hello-1.0-kernel6.1.0-8-amd64-x86_64.dkms.tar.gz"}
+	for _, name := range mine {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("mine"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := ReadReport(filepath.Join(dir, ResultsFile))
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = c.Collect(t.Context(), all[:1])
-	if _, err := os.Stat(outside); err != nil {
-		t.Errorf("a file outside was removed: %v", err)
+	report.Files = append(report.Files, File{Path: "main.c"}, File{Path: "../outside", Blob: Blob{sum, 4}}, File{Path: ""}, File{Path: "logs"})
+	report.Cells[1].Log = "logs/mine.log"
+	if err := c.writeReport(report); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Collect(t.Context(), all[:1]); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range mine {
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(data) != "mine" {
+			t.Errorf("%s was removed: %v", name, err)
+		}
+	}
+	if names := files(t, dir); slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "6.1.0-7") }) {
+		t.Errorf("what is no longer put out is still there: %q", names)
+	}
+}
+
+func TestClaim(t *testing.T) {
+	const rest = `"counts":{},"packageSets":{},"cells":[],"files":[]}`
+	for _, tt := range []struct{ name, results, want string }{
+		{"no results", "", ""},
+		{"own", `{"version":1,"farm":"farm.yaml",` + rest, ""},
+		{"of an earlier version", `{"version":1,` + rest, ""},
+		{"another farm's", `{"version":1,"farm":"other.yaml",` + rest, `"other.yaml" has put out`},
+		{"of a later version", `{"version":2,"farm":"farm.yaml",` + rest, "no report of kofarm's"},
+		{"another tool's", `{"tool":"other","version":1,"files":[{"path":"src/main.c"}]}`, "no report of kofarm's"},
+		{"a list", `[]`, "no report of kofarm's"},
+		{"no JSON", "PASS\n", "no report of kofarm's"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &Collector{Dir: filepath.Join(t.TempDir(), "a", "dist"), Farm: "farm.yaml"}
+			want := map[string]string{}
+			if tt.results != "" {
+				want[ResultsFile] = tt.results
+				if err := writeFile(filepath.Join(c.Dir, ResultsFile), strings.NewReader(tt.results)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := c.Claim()
+			if entries, _ := os.ReadDir(filepath.Dir(filepath.Dir(c.Dir))); tt.results == "" && len(entries) > 0 {
+				t.Errorf("it leaves %v", entries)
+			}
+			if _, ok := errors.AsType[*FolderError](err); ok != (tt.want != "") || ok && !strings.Contains(err.Error(), tt.want) || !ok && err != nil {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if got := contents(t, c.Dir, "*"); !maps.Equal(got, want) {
+				t.Errorf("it leaves %q", got)
+			}
+		})
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file, filepath.Join(file, "dist")} {
+		err := (&Collector{Dir: dir}).Claim()
+		if _, ok := errors.AsType[*FolderError](err); ok || err == nil {
+			t.Errorf("%s: got %v", dir, err)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/matrix"
@@ -19,7 +20,8 @@ const ReportVersion = 1
 
 // Report is results.json: what became of every cell, and what it was made from.
 type Report struct {
-	Version int    `json:"version"` // ReportVersion
+	Version int    `json:"version"`       // ReportVersion
+	Farm    string `json:"farm,omitzero"` // the farm file's name, without its folder
 	Counts  Counts `json:"counts"`
 	// PackageSets holds the lists of packages that cells name by their digest.
 	PackageSets map[string][]PackageRef `json:"packageSets"`
@@ -225,46 +227,46 @@ func (r *Report) packageSet(pkgs []*apt.Package) string {
 	return digest
 }
 
-// ReadReport reads a results.json.
+// ErrNoReport says that a results.json is not kofarm's, or not of this version.
+var ErrNoReport = errors.New("is no report of kofarm's that this version knows")
+
+// ReadReport reads a results.json. The error is ErrNoReport for what only has
+// that name: a report has its version, cells, packages and files, be they none.
 func ReadReport(path string) (_ *Report, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	var r Report
-	if err := json.NewDecoder(io.LimitReader(f, maxResults)).Decode(&r); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+	data, err := io.ReadAll(io.LimitReader(f, maxResults))
+	if err != nil {
+		return nil, err
 	}
-	if r.Version != ReportVersion {
-		return nil, fmt.Errorf("reading %s: version %d is not known", path, r.Version)
+	var r Report
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("%s %w: %w", path, ErrNoReport, err)
+	}
+	if r.Version != ReportVersion || r.PackageSets == nil || r.Cells == nil || r.Files == nil {
+		return nil, fmt.Errorf("%s %w", path, ErrNoReport)
 	}
 	return &r, nil
 }
 
-// paths lists every file that the report names.
-func (r *Report) paths() []string {
-	var paths []string
-	for _, f := range r.Files {
-		paths = append(paths, f.Path)
-	}
+// files lists every file that the report names but logs.
+func (r *Report) files() []File {
+	files := slices.Clone(r.Files)
 	if r.Signing != nil {
-		paths = append(paths, r.Signing.Certificate.Path, r.Signing.HowTo.Path)
+		files = append(files, r.Signing.Certificate, r.Signing.HowTo)
 	}
 	for _, a := range r.Attestations {
-		paths = append(paths, a.Statement.Path, a.SBOM.Path)
+		files = append(files, a.Statement, a.SBOM)
 	}
 	for _, f := range []*File{r.Checksums, r.ChecksumsSignature} {
 		if f != nil {
-			paths = append(paths, f.Path)
+			files = append(files, *f)
 		}
 	}
-	for _, c := range r.Cells {
-		if c.Log != "" {
-			paths = append(paths, c.Log)
-		}
-	}
-	return paths
+	return files
 }
 
 func hashFile(path string) (_ string, err error) {

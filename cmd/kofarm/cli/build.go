@@ -157,7 +157,7 @@ func (a *app) collect(ctx context.Context, s *session, c *farm.Collector, result
 	}
 	collected, err := c.Collect(ctx, all)
 	if err != nil {
-		return infrastructure(err)
+		return folderError(err)
 	}
 	if collected.Unshared != nil {
 		a.log.Warn("the shared cache has not got all that is said about results", "err", collected.Unshared)

@@ -175,7 +175,8 @@ func (s *session) apart(flag, file string) error {
 func (s *session) path(p string) string { return below(s.dir, p) }
 
 // collector makes what writes the output, and finds out whether it can: the
-// names of packages and the signing key are looked at before anything is built.
+// names of packages, the signing keys and the folder are looked at before
+// anything is built.
 func (s *session) collector(ctx context.Context, output string) (*farm.Collector, error) {
 	if output != "" {
 		if err := s.apart("--output", output); err != nil {
@@ -186,7 +187,7 @@ func (s *session) collector(ctx context.Context, output string) (*farm.Collector
 	if err != nil {
 		return nil, err
 	}
-	c := &farm.Collector{Store: s.store, Dir: s.output(output), Output: s.farm.Output, Epoch: epoch, Kernels: s.images}
+	c := &farm.Collector{Store: s.store, Dir: s.output(output), Farm: filepath.Base(s.farm.File), Output: s.farm.Output, Epoch: epoch, Kernels: s.images}
 	if c.Signer, err = packageKey(s.farm, s.dir); err != nil {
 		return nil, err
 	}
@@ -203,7 +204,18 @@ func (s *session) collector(ctx context.Context, output string) (*farm.Collector
 			}
 		}
 	}
-	return c, c.Check(s.plan.Cells)
+	if err := c.Check(s.plan.Cells); err != nil {
+		return nil, err
+	}
+	return c, folderError(c.Claim())
+}
+
+// folderError tells a wrong choice of the output folder from a fault of the disk.
+func folderError(err error) error {
+	if _, ok := errors.AsType[*farm.FolderError](err); ok {
+		return err
+	}
+	return infrastructure(err)
 }
 
 // packageKey loads the key that signs repositories and RPMs; nil where the farm
