@@ -58,6 +58,7 @@ type Collector struct {
 // Collected is what Collect has written.
 type Collected struct {
 	Packages []Package
+	Kept     int // how many of the packages are an earlier run's, for cells without a result
 	Report   *Report
 	Refused  []error // why packages could not be made; the others are there
 	Unshared error   // why others have not got what is said about results
@@ -66,8 +67,9 @@ type Collected struct {
 // Collect writes the packages of all packable results, the logs and
 // results.json. Each file appears complete. What an earlier run of the farm has
 // put there, by its results.json, and this one does not, is removed if it is
-// still that; a file that is right already is left alone. The error is a
-// *FolderError where the folder is not the farm's.
+// still that and no infrastructure fault or missing build is the reason; a file
+// that is right already is left alone. The error is a *FolderError where the
+// folder is not the farm's.
 func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
@@ -84,6 +86,11 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err != nil {
 		return nil, err
 	}
+	kept, err := c.keep(before, results)
+	if err != nil {
+		return nil, err
+	}
+	packages = kept.replace(packages)
 	files, refused := make([]File, len(packages)), make([]error, len(packages))
 	g, packing := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.NumCPU())
@@ -102,7 +109,9 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	logs := make([]string, len(results))
 	for i, r := range results {
 		g.Go(func() (err error) {
-			logs[i], err = c.writeLog(r)
+			if logs[i] = kept.logs[r.Cell]; logs[i] == "" {
+				logs[i], err = c.writeLog(r)
+			}
 			return err
 		})
 	}
@@ -110,6 +119,8 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
 	packages, files, refused = made(packages, files, refused)
+	fresh := len(packages)
+	packages, files = append(packages, kept.packages...), append(files, kept.files...)
 	if err := c.repositories(ctx, packages); err != nil {
 		return nil, err
 	}
@@ -120,9 +131,10 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	}
 	m.signing.report(results, report)
 	a := &attestation{Attester: c.Attester, c: c, m: m}
-	if report.Attestations, err = a.all(ctx, results, packages, files); err != nil {
+	if report.Attestations, err = a.all(ctx, results, packages[:fresh], files[:fresh]); err != nil {
 		return nil, err
 	}
+	report.Attestations = append(report.Attestations, kept.attestations...)
 	if err := c.checksums(report, packages); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
@@ -135,7 +147,7 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err := c.writeReport(report); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
 	}
-	return &Collected{packages, report, refused, a.fault}, nil
+	return &Collected{packages, len(kept.packages), report, refused, a.fault}, nil
 }
 
 // made drops the packages that were refused.

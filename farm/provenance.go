@@ -440,7 +440,7 @@ func (c *Collector) checksums(r *Report, packages []Package) error {
 	slices.SortFunc(list, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	var b strings.Builder
 	for _, f := range list {
-		fmt.Fprintf(&b, "%s  %s\n", f.SHA256, f.Path)
+		b.WriteString(f.checksum())
 	}
 	var err error
 	if r.Checksums, err = c.placeText(checksumsFile, b.String()); err != nil || c.Signer == nil {

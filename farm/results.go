@@ -72,8 +72,10 @@ type CellReport struct {
 	Symvers    *Blob          `json:"symvers,omitzero"`
 	Installed  *Blob          `json:"installed,omitzero"` // a tar of user-space files
 	Tree       *Blob          `json:"tree,omitzero"`      // a tar of what is for modules that are built upon it
-	Files      []string       `json:"files,omitzero"`     // the packages that hold the modules
-	Log        string         `json:"log,omitzero"`       // path
+	// Files are the packages that hold the modules, and Log is a path. Those of an
+	// earlier run stay where this one has no result: infrastructure, not yet.
+	Files []string `json:"files,omitzero"`
+	Log   string   `json:"log,omitzero"`
 }
 
 // ModuleReport is a built module, unsigned.

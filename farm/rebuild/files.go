@@ -146,7 +146,7 @@ func cellsByFile(dist string, cells []*farm.Cell) (map[string][]*farm.Cell, erro
 		byKey[c.Key] = c
 	}
 	for _, row := range report.Cells {
-		if c := byKey[row.Key]; c != nil && row.Key != "" {
+		if c := byKey[row.Key]; c != nil && row.Key != "" && row.Outcome == farm.Built {
 			for _, f := range row.Files {
 				of[filepath.Base(f)] = append(of[filepath.Base(f)], c)
 			}

@@ -39,7 +39,7 @@ func Failures(w io.Writer, cells []farm.CellReport, dir string, again func(selec
 		if c.Outcome == farm.Failed && c.FirstError != "" {
 			fmt.Fprintf(&b, "    %s\n", c.FirstError)
 		}
-		if c.Log != "" {
+		if c.Log != "" && c.Outcome != farm.Infrastructure { // that is an earlier build's
 			fmt.Fprintf(&b, "    %s\n", filepath.Join(dir, c.Log))
 		}
 		fmt.Fprintf(&b, "    %s\n", again(c.Selector()))

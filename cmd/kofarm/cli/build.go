@@ -220,6 +220,9 @@ func (a *app) finish(dir string, c *farm.Collected, ours *farm.Report) error {
 		fmt.Fprintln(a.stdout, string(data))
 	} else {
 		a.warnPackages(c.Packages)
+		if c.Kept > 0 && !a.quiet {
+			fmt.Fprintf(a.stderr, "kofarm: %d packages of an earlier run stay in %s, as there is no result of their cells\n", c.Kept, dir)
+		}
 		if err := a.summary(a.resultWriter(code == exitOK), dir, c.Report, ours); err != nil {
 			return err
 		}
