@@ -296,22 +296,25 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// TestSplit has a module behind another that ends the kernel: each of them has
-// the verdict that it deserves.
+// TestSplit has modules between others that end the kernel, or the boot's report:
+// each of them has the verdict that it deserves.
 func TestSplit(t *testing.T) {
 	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
 	tester := b.tester(t)
-	units := []*boot.Unit{unit("kf_good", b.module(t, "amd64", "kf_good")), unit("kf_oops", b.module(t, "amd64", "kf_oops"))}
+	get := func(name string) *boot.Unit { return unit(name, b.module(t, "amd64", name)) }
+	units := []*boot.Unit{get("kf_good"), get("kf_oops"), get("kf_nodev"), get("kf_port")}
 	results, err := tester.Test(t.Context(), k, units, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	check(t, "before", results[0], want{boot.Loaded, "", ""})
 	check(t, "the culprit", results[1], want{boot.Crashed, "oops", "BUG: kernel NULL pointer dereference"})
-	if got := tester.Stats().Boots; got != 2 {
-		t.Errorf("%d boots, want 2: both, and the culprit alone", got)
+	check(t, "after", results[2], want{boot.Refused, "ENODEV", ""})
+	check(t, "writes to the report's port", results[3], want{boot.Crashed, "report", "not a line of the report: unit 1"})
+	if got := tester.Stats().Boots; got != 4 {
+		t.Errorf("%d boots, want 4: all, the culprit alone, what comes after it, and the next alone", got)
 	}
 }
 

@@ -3,12 +3,15 @@ package boot
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images/store"
@@ -161,7 +164,8 @@ func TestPlan(t *testing.T) {
 	u := &loading{Unit: &Unit{Script: []byte("x")}, names: []string{"a", "b"}, own: []string{"own"},
 		files: map[string]Module{"a": {Parameters: []string{"x=it's $HOME", "y=`id`; *"}}}}
 	program := `for f in hello unit need load script unload bye; do eval "$f() { printf '%s' $f; printf ' <%s>' \"\$@\"; echo; }"; done` + "\n"
-	out, err := exec.Command("busybox", "sh", "-c", program+string(plan("ttyS1", DefaultTimeout, []*loading{u}))+"echo $port").Output()
+	p := planOf([]*loading{u}, DefaultTimeout)
+	out, err := exec.Command("busybox", "sh", "-c", program+string(p.text("ttyS1", "0123"))+"echo $port $tag").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +178,7 @@ script </unit/0/script> <54> <a> <b>
 unload <b>
 unload <a>
 bye <>
-/dev/ttyS1
+/dev/ttyS1 0123
 `
 	if string(out) != want {
 		t.Errorf("got:\n%s\nwant:\n%s", out, want)
@@ -213,48 +217,62 @@ func TestErrnoOf(t *testing.T) {
 	}
 }
 
-// reported is a boot of two units, as init.sh reports it.
-const reported = `garbage
-hello 6.1.0-50-amd64
-unit 0
-need crc32c_intel 1 insmod: can't insert '/own/crc32c_intel.ko': No such device
-need snd 1 insmod: can't insert '/own/snd.ko': Invalid argument
-begin load a
+// twoUnits are two units: one with all that a unit can have, and a plain one.
+func twoUnits() []*loading {
+	return []*loading{
+		{Unit: &Unit{Name: "one", Script: []byte("x")}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}},
+			own: []string{"crc32c_intel", "snd", "there"}, unknown: []string{"soundcore"}},
+		{Unit: &Unit{Name: "two"}, names: []string{"b"}, files: map[string]Module{"b": {File: "b.ko"}}},
+	}
+}
+
+// reported is how init.sh reports a boot of twoUnits. The first stays.
+const reported = `firmware uses the port
+begin load x
+
+# hello 6.1.0-50-amd64
+# unit 0
+# need crc32c_intel 1 insmod: can't insert '/own/crc32c_intel.ko': No such device
+# need snd 1 insmod: can't insert '/own/snd.ko': Invalid argument
+# need there 0 
+# begin load a
 request crypto-ecb
 kernel [    1.000000] a: loading out-of-tree module taints kernel.
 kernel end 0 Live 0 0 -
 
-end 0 Live 0 12288 OE
-begin script a
+# end 0 Live 0 12288 OE
+# begin script a
 text fine
 text bye
 
-end 3 Live 12288 12288 OE
-begin unload a
+# end 3 Live 12288 12288 OE
+# begin unload a
 text rmmod: can't unload module 'a': Device or resource busy
 
-end 1 Live 12288 12288 OE
-unit 7
-stuck a
-unit 1
+# end 1 Live 12288 12288 OE
+# stuck a
+# unit 1
 `
 
-func readReport(text string) *bootRun {
-	b := &bootRun{}
+// readReport reads a report whose tag is "#", until a line ends it.
+func readReport(units []*loading, text string) (*bootRun, reply) {
+	b := newRun(planOf(units, DefaultTimeout), "#")
+	r := noted
 	for line := range strings.Lines(text) {
-		if b.line(strings.TrimSuffix(line, "\n"), 0) {
+		if r = b.line(strings.TrimSuffix(line, "\n"), 0); r == last || r == astray {
 			break
 		}
 	}
-	return b
+	return b, r
 }
 
 func TestReport(t *testing.T) {
-	b := readReport(reported)
-	if b.release != "6.1.0-50-amd64" || !b.stuck || b.bye || len(b.units) != 1 {
+	units := twoUnits()
+	b, reply := readReport(units, reported)
+	if reply != last || b.release != "6.1.0-50-amd64" || !b.stuck || b.bye || len(b.units) != 1 {
 		t.Fatalf("%+v", b)
 	}
-	r := judge(&loading{Unit: &Unit{}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}}, unknown: []string{"soundcore"}}, &b.units[0], nil)
+	r := judge(units[0], &b.units[0], nil)
 	if r.Verdict != Failed || r.Script == nil || r.Script.Status != 3 || !slices.Equal(r.Script.Output, []string{"fine", "bye"}) {
 		t.Errorf("%+v %+v", r, r.Script)
 	}
@@ -268,6 +286,93 @@ func TestReport(t *testing.T) {
 	if m.Verdict != Loaded || m.Taint != "OE" || m.Kept != "Device or resource busy" || len(m.Messages) != 2 || m.Messages[1] != "end 0 Live 0 0 -" {
 		t.Errorf("%+v", m)
 	}
+}
+
+// TestStray has lines that somebody else writes among those of init.sh.
+func TestStray(t *testing.T) {
+	begun, _, _ := strings.Cut(reported, "kernel end 0")
+	before, during, _ := strings.Cut(begun, "# unit 0\n")
+	during = "# unit 0\n" + during
+	tests := []struct{ name, text, stray string }{
+		{"units that there are not", before + "unit 0\nunit 1\n", "unit 0"},
+		{"another unit", before + "# unit 1\n", "# unit 1"},
+		{"a unit in the middle of a step", before + during + "# unit 1\n", "# unit 1"},
+		{"the end", before + during + "# bye\n", "# bye"},
+		{"another module", before + "# unit 0\n# need snd 0 \n", "# need snd 0 "},
+		{"a step that is not begun", before + "# unit 0\n# end 0 Live 0 0 -\n", "# end 0 Live 0 0 -"},
+		{"a step of a module that comes later", before + strings.Replace(during, "begin load a", "begin unload a", 1), "# begin unload a"},
+		{"a step that has to be there", before + strings.Replace(during, "begin load a", "skip load", 1), "# skip load"},
+		{"an end without the tag", before + during + "end 0 Live 0 0 OE\n", "end 0 Live 0 0 OE"},
+		{"an end that says too little", before + during + "# end 0 Live 0 0\n", "# end 0 Live 0 0"},
+		{"an end with something else than numbers", before + during + "# end 0 Live 0 x OE\n", "# end 0 Live 0 x OE"},
+		{"a line between steps", before + "\n", ""},
+		{"lines without an end", before + during + strings.Repeat("text\n", maxStepLines), "text"},
+		{"bytes without an end", before + during + strings.Repeat("text "+strings.Repeat("x", 1<<16)+"\n", 8), "text " + strings.Repeat("x", 1<<16)},
+	}
+	for _, tt := range tests {
+		units := twoUnits()
+		if b, r := readReport(units, tt.text); r != astray || b.stray != tt.stray || len(b.units) > len(units) {
+			t.Errorf("%s: %v, %.99q of %d units", tt.name, r, b.stray, len(b.units))
+		}
+	}
+	for _, text := range []string{"hello 6.1\nunit 0\nbye\n", "begin\nend\n", strings.Repeat("\n", 2*maxStepLines)} {
+		if b, r := readReport(twoUnits(), text); r != noted || len(b.units) > 0 {
+			t.Errorf("%.30q before the first line: %v", text, r)
+		}
+	}
+}
+
+// TestTag has boots that differ: no module may know the tag of another's.
+func TestTag(t *testing.T) {
+	boot := func(m Module, script string) string {
+		units := []*loading{{Unit: &Unit{Modules: []Module{m}, Script: []byte(script)}, names: []string{"a"}, files: map[string]Module{"a": m}}}
+		return tagOf(planOf(units, DefaultTimeout), units)
+	}
+	tags := map[string]bool{
+		boot(Module{File: "a.ko", SHA256: "1"}, ""):                              true,
+		boot(Module{File: "a.ko", SHA256: "2"}, ""):                              true,
+		boot(Module{File: "a.ko", SHA256: "1", Parameters: []string{"x=1"}}, ""): true,
+		boot(Module{File: "a.ko", SHA256: "1"}, "x"):                             true,
+	}
+	if len(tags) != 4 || tags[""] || !tags[boot(Module{File: "a.ko", SHA256: "1"}, "")] {
+		t.Errorf("%v", tags)
+	}
+}
+
+// TestSilence has a guest that reports all the time: that gives it time for a
+// step, but none for the whole.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSilence(0, 10*time.Second, time.Minute) // process 0 waits for nothing
+		for _, want := range []struct {
+			after time.Duration
+			err   error
+		}{
+			{9 * time.Second, nil}, {4 * time.Second, nil}, {2 * time.Second, errSilent}, {time.Second, errSilent},
+		} {
+			if time.Sleep(want.after); want.after == 4*time.Second {
+				s.heard(5 * time.Second)
+				time.Sleep(want.after)
+			}
+			if err := s.over(); !errors.Is(err, want.err) {
+				t.Errorf("after %s: %v, want %v", want.after, err, want.err)
+			}
+		}
+		for range 11 {
+			s.heard(5 * time.Second)
+			time.Sleep(4 * time.Second)
+		}
+		if err := s.over(); !errors.Is(err, errLate) {
+			t.Errorf("after all: %v", err)
+		}
+		if l := (limit{most: time.Second, begun: time.Now()}); l.over(time.Hour) {
+			t.Error("over at once")
+		} else if time.Sleep(9 * time.Second); l.over(time.Hour) {
+			t.Error("over, though the machine is busy")
+		} else if time.Sleep(2 * time.Second); !l.over(time.Hour) {
+			t.Error("a machine that is busy for ever gives time for ever")
+		}
+	})
 }
 
 // TestRefusal has what kernels say, as loading modules has shown it.
@@ -355,17 +460,25 @@ func TestLineReader(t *testing.T) {
 	}
 }
 
-// FuzzReport reads reports of hostile guests: they may not make it fail.
+// FuzzReport reads reports of hostile guests, which know the tag: they may not
+// make it fail, or take more memory than lines that the plan expects.
 func FuzzReport(f *testing.F) {
 	f.Add(reported)
-	f.Add("unit 0\nbegin load a\nend 0 Live 0 0 OE\nbegin script a\nend 1 - 1 2\nbegin\nend 99999999999999999999 a b c d\n")
+	f.Add("# hello 6.1\n# unit 0\n# need crc32c_intel 0 \n# need snd 0 \n# need there 0 \n# begin load a\n# end 0 Live 0 0 OE\n" +
+		"# skip script\n# skip unload\n# unit 1\n# begin load b\n# end 99999999999999999999 a b c d\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		b := readReport(text)
-		l := &loading{Unit: &Unit{}, names: []string{"a", "b"}, files: map[string]Module{"a": {File: "a.ko"}, "b": {File: "b.ko"}}}
-		for i := range b.units {
-			for _, c := range []*crash{nil, crashOf(ended, text)} {
-				r := judge(l, &b.units[i], c)
-				if len(r.Modules) != 2 || !slices.Contains(Verdicts(), r.Verdict) {
+		units := twoUnits()
+		run, _ := readReport(units, text)
+		if len(run.units) > len(units) {
+			t.Fatalf("%d units", len(run.units))
+		}
+		for i := range run.units {
+			if n := len(run.units[i].steps); n > 3 {
+				t.Fatalf("%d steps", n)
+			}
+			for _, c := range []*crash{nil, crashOf(ended, text), crashOf(strayed, text)} {
+				r := judge(units[i], &run.units[i], c)
+				if len(r.Modules) != 1 || !slices.Contains(Verdicts(), r.Verdict) {
 					t.Fatalf("%+v", r)
 				}
 			}

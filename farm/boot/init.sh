@@ -26,10 +26,12 @@ mount -t tmpfs tmp /tmp
 
 echo /bin/modprobe >/proc/sys/kernel/modprobe # which notes what it is asked for
 
-# most is how many bytes of a step's messages are reported.
+# most is how many bytes of a step's messages of a kind are reported, and lines
+# how many lines.
 most=65536
+lines=1000
 stuck=
-port= # /plan has it
+port='' tag='' # /plan has them
 newline='
 '
 
@@ -48,11 +50,13 @@ state() {
 # The taint has to be had in one read, and the shell's own takes a byte at a time.
 tainted=/proc/sys/kernel/tainted
 
+say() { echo "$tag $*" >"$port"; }
+
 begin() {
 	dmesg -c >/dev/null
 	[ ! -e /tmp/requests ] || rm /tmp/requests
 	before=$(cat "$tainted")
-	echo "begin $*" >"$port"
+	say begin "$@"
 }
 
 # finish NAME STATUS TEXT reports how a step ended.
@@ -63,30 +67,37 @@ finish() {
 	messages=${messages#"$after"}
 	messages=${messages#"$newline"}
 	{
-		[ ! -s /tmp/requests ] || head -c "$most" /tmp/requests | sed 's/^/request /'
-		[ -z "$3" ] || echo "$3" | head -c "$most" | sed 's/^/text /'
-		[ -z "$messages" ] || echo "$messages" | head -c "$most" | sed 's/^/kernel /'
+		[ ! -s /tmp/requests ] || head -c "$most" /tmp/requests | sed "s/^/request /;${lines}q"
+		[ -z "$3" ] || echo "$3" | head -c "$most" | sed "s/^/text /;${lines}q"
+		[ -z "$messages" ] || echo "$messages" | head -c "$most" | sed "s/^/kernel /;${lines}q"
 		echo
-		echo "end $2 $state $before $after $flags"
+		echo "$tag end $2 $state $before $after $flags"
 	} >"$port"
 }
 
-hello() { echo "hello $(uname -r)" >"$port"; }
+# hello begins a line: firmware may have used the port, too.
+hello() {
+	echo >"$port"
+	say hello "$(uname -r)"
+}
 
 unit() {
 	if [ -n "$stuck" ]; then
-		echo "stuck $stuck" >"$port"
+		say stuck "$stuck"
 		sleep 1000
 	fi
-	echo "unit $1" >"$port"
+	say unit "$1"
 }
 
 # need NAME FILE loads a module of the kernel's own, unless it is there.
 need() {
+	local status=0 text=
 	state "$1"
-	[ "$state" = - ] || return 0
-	text=$(insmod "$2" 2>&1)
-	echo "need $1 $? $text" >"$port"
+	if [ "$state" = - ]; then
+		text=$(insmod "$2" 2>&1)
+		status=$?
+	fi
+	say need "$1" "$status" "${text##*"$newline"}"
 }
 
 # load NAME FILE [PARAMETER...]
@@ -109,7 +120,10 @@ script() {
 		state "$name"
 		[ "$state" = - ] || any=$name
 	done
-	[ -n "$any" ] || return 0
+	if [ -z "$any" ]; then
+		say skip script
+		return
+	fi
 	begin script "$any"
 	mkdir -p /tmp/script
 	(cd /tmp/script && MODULES="$*" exec timeout -s KILL "$seconds" sh "$file") >/tmp/output 2>&1 </dev/null
@@ -120,7 +134,10 @@ script() {
 
 unload() {
 	state "$1"
-	[ "$state" = - ] && return 0
+	if [ "$state" = - ]; then
+		say skip unload
+		return
+	fi
 	begin unload "$1"
 	text=$(rmmod "$1" 2>&1)
 	finish "$1" $? "$text"
@@ -130,7 +147,7 @@ unload() {
 # bye waits a moment for what the last module may have left behind.
 bye() {
 	usleep 200000
-	echo bye >"$port"
+	say bye
 	sleep 1000
 }
 

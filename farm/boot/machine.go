@@ -94,9 +94,9 @@ type guest struct {
 	accel             Acceleration
 	memory            int64  // bytes
 	append            string // to the command line
-	// idle is how long nothing may be reported, and first how long until the
-	// first report.
-	idle, first time.Duration
+	// idle is how long each step of the plan may take, first how long it may be
+	// until the first, and whole how long all may last.
+	idle, first, whole time.Duration
 }
 
 // ending is how a boot ended.
@@ -106,6 +106,8 @@ const (
 	ended    ending = "ended"    // by itself, before its plan did: a panic, or a fault of the machine
 	complete ending = "complete" // its plan is carried out
 	silent   ending = "silent"   // it has not reported for too long
+	late     ending = "late"     // the whole lasts too long
+	strayed  ending = "strayed"  // its report is not what its plan makes
 )
 
 // outcome is what a boot has given.
@@ -117,9 +119,9 @@ type outcome struct {
 	cpu     time.Duration
 }
 
-// run boots, and hands each line of the reports to report, which says whether it
-// was the last. The error is of the host.
-func (g guest) run(ctx context.Context, report func(line string, console int) (last bool)) (outcome, error) {
+// run boots, and hands each line of the reports to report, which says what it is
+// to the plan. The error is of the host.
+func (g guest) run(ctx context.Context, report func(line string, console int) reply) (outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	consoleR, consoleW, err := os.Pipe()
@@ -146,7 +148,7 @@ func (g guest) run(ctx context.Context, report func(line string, console int) (l
 	var readers sync.WaitGroup
 	readers.Go(func() { _, _ = io.Copy(&console, consoleR) })
 	result := outcome{ending: ended}
-	watch := newSilence(cmd.Process.Pid, g.first)
+	watch := newSilence(cmd.Process.Pid, g.first, g.whole)
 	readers.Go(func() { watch.run(ctx, cancel) })
 	readers.Go(func() {
 		lines := lineReader{r: io.LimitReader(reportR, maxReport)}
@@ -155,9 +157,15 @@ func (g guest) run(ctx context.Context, report func(line string, console int) (l
 			if !ok {
 				return
 			}
-			watch.heard(g.idle)
-			if report(line, console.total()) {
+			switch report(line, console.total()) {
+			case onward:
+				watch.heard(g.idle)
+			case last:
 				result.ending = complete
+				cancel(errComplete)
+				return
+			case astray:
+				result.ending = strayed
 				cancel(errComplete)
 				return
 			}
@@ -172,10 +180,13 @@ func (g guest) run(ctx context.Context, report func(line string, console int) (l
 		result.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
 	switch {
-	case result.ending == complete:
+	case result.ending != ended:
 		return result, nil
 	case errors.Is(cause, errSilent):
 		result.ending = silent
+		return result, nil
+	case errors.Is(cause, errLate):
+		result.ending = late
 		return result, nil
 	case cause != nil:
 		return result, cause
@@ -187,6 +198,7 @@ func (g guest) run(ctx context.Context, report func(line string, console int) (l
 
 var (
 	errSilent   = errors.New("the guest is silent")
+	errLate     = errors.New("the guest takes too long")
 	errComplete = errors.New("the guest has done its work")
 )
 

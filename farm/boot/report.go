@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ type step struct {
 	text, kernel  []string
 	requests      []string // modules and aliases that the kernel has asked for
 	console       int      // bytes of the console until then
+	lines, bytes  int      // of the report
 }
 
 // unitRun is what became of a unit in a boot.
@@ -25,54 +27,121 @@ type unitRun struct {
 	needs []string // "NAME: TEXT" of the kernel's own modules that did not load
 }
 
-// bootRun is what a boot has reported.
+// bootRun is what a boot has reported, as far as its plan expects it.
 type bootRun struct {
+	plan    plan   // what is still to come; the first call may have begun
+	tag     string // of init.sh's own lines
 	release string
 	units   []unitRun // those that were begun
 	stuck   bool      // the last one cannot be unloaded; what comes after was not begun
 	bye     bool
+	stray   string // the line that the plan did not expect
 }
 
-// line takes a line of a report, and says whether it was the last.
-func (b *bootRun) line(line string, console int) (last bool) {
+func newRun(p plan, tag string) *bootRun { return &bootRun{plan: p, tag: tag} }
+
+// reply is what the plan makes of a line.
+type reply int
+
+const (
+	noted  reply = iota // it belongs to a step, or is noise before the first
+	onward              // the next thing that the plan expects
+	last                // nothing comes after it
+	astray              // the plan does not expect it: somebody else has written it
+)
+
+// Most that a step may report: of each of three kinds what init.sh lets through.
+const (
+	maxStepLines = 3*1000 + 1
+	maxStepBytes = 256 << 10
+)
+
+// line takes a line of a report.
+func (b *bootRun) line(line string, console int) reply {
+	own, tagged := strings.CutPrefix(line, b.tag+" ")
+	greeted := b.release != ""
+	if !greeted && !tagged {
+		return noted
+	}
+	r := astray
+	switch s := b.open(); {
+	case !tagged && s != nil && s.add(line):
+		return noted
+	case tagged && s != nil:
+		if f, ok := strings.CutPrefix(own, "end "); ok && s.end(strings.Fields(f)) {
+			r = b.proceed()
+		}
+	case tagged && len(b.plan) > 0:
+		r = b.next(own, console)
+	}
+	if r == astray {
+		b.stray = line
+	}
+	return r
+}
+
+// open is the step that has begun and not ended, or nil.
+func (b *bootRun) open() *step {
+	if len(b.units) == 0 {
+		return nil
+	}
+	steps := b.units[len(b.units)-1].steps
+	if len(steps) == 0 || steps[len(steps)-1].done {
+		return nil
+	}
+	return &steps[len(steps)-1]
+}
+
+// proceed goes on to the next call.
+func (b *bootRun) proceed() reply {
+	b.plan = b.plan[1:]
+	return onward
+}
+
+// next takes the line that reports the next call, or its beginning.
+func (b *bootRun) next(line string, console int) reply {
+	c := b.plan[0]
 	kind, rest, _ := strings.Cut(line, " ")
+	name, more, _ := strings.Cut(rest, " ")
+	switch {
+	case kind == "begin" && c.begins(name, more):
+		u := &b.units[len(b.units)-1]
+		u.steps = append(u.steps, step{kind: name, module: more, console: console})
+		return onward
+	case kind == "skip" && c.skips(rest):
+		return b.proceed()
+	case kind == "stuck" && c[0] == "unit":
+		b.stuck = true
+		return last
+	case kind != c[0] || len(c) > 1 && name != c[1]:
+		return astray
+	}
 	switch kind {
 	case "hello":
 		b.release = rest
 	case "unit":
-		if rest == strconv.Itoa(len(b.units)) {
-			b.units = append(b.units, unitRun{})
+		b.units = append(b.units, unitRun{})
+	case "need":
+		status, text, _ := strings.Cut(more, " ")
+		if status != "0" {
+			b.units[len(b.units)-1].need(name, clean(text))
 		}
-	case "stuck":
-		b.stuck = true
-		return true
 	case "bye":
 		b.bye = true
-		return true
-	default:
-		if len(b.units) > 0 {
-			b.units[len(b.units)-1].line(kind, rest, console)
-		}
+		return last
+	default: // a step, which has to begin
+		return astray
 	}
-	return false
+	return b.proceed()
 }
 
-func (u *unitRun) line(kind, rest string, console int) {
-	if kind == "need" {
-		if f := strings.SplitN(rest, " ", 3); len(f) == 3 && f[1] != "0" {
-			u.need(f[0], clean(f[2]))
-		}
-		return
+// add takes a line that belongs to a step, and says whether it does.
+func (s *step) add(line string) bool {
+	s.lines, s.bytes = s.lines+1, s.bytes+len(line)
+	if s.lines > maxStepLines || s.bytes > maxStepBytes {
+		return false
 	}
-	if kind == "begin" {
-		what, module, _ := strings.Cut(rest, " ")
-		u.steps = append(u.steps, step{kind: what, module: module, console: console})
-		return
-	}
-	if len(u.steps) == 0 || u.steps[len(u.steps)-1].done {
-		return
-	}
-	s := &u.steps[len(u.steps)-1]
+	kind, rest, _ := strings.Cut(line, " ")
 	switch kind {
 	case "request":
 		s.requests = append(s.requests, clean(rest))
@@ -80,9 +149,10 @@ func (u *unitRun) line(kind, rest string, console int) {
 		s.text = append(s.text, clean(rest))
 	case "kernel":
 		s.kernel = append(s.kernel, message(rest))
-	case "end":
-		s.end(strings.Fields(rest))
+	default:
+		return line == ""
 	}
+	return true
 }
 
 // need notes a module of the kernel's own that does not load; but not one for
@@ -94,17 +164,19 @@ func (u *unitRun) need(name, text string) {
 	}
 }
 
-// end reads STATUS STATE TAINT-BEFORE TAINT-AFTER TAINT-OF-MODULE.
-func (s *step) end(f []string) {
+// end reads STATUS STATE TAINT-BEFORE TAINT-AFTER TAINT-OF-MODULE, and says
+// whether that is what it is.
+func (s *step) end(f []string) bool {
 	if len(f) != 5 {
-		return
+		return false
 	}
 	var errs [3]error
 	s.status, errs[0] = strconv.Atoi(f[0])
 	s.before, errs[1] = strconv.ParseUint(f[2], 10, 64)
 	s.after, errs[2] = strconv.ParseUint(f[3], 10, 64)
 	s.state, s.flags = f[1], f[4]
-	s.done = !slices.ContainsFunc(errs[:], func(err error) bool { return err != nil })
+	s.done = errors.Join(errs[:]...) == nil
+	return s.done
 }
 
 // find gives a step of a module, or nil.

@@ -11,37 +11,61 @@ import (
 	"time"
 )
 
-// silence measures how long a guest has not reported. The time that qemu has
-// waited for a processor of a busy machine is not the guest's, and does not count.
+// silence measures how long a guest has not reported, and how long it lasts. The
+// time that qemu has waited for a processor of a busy machine is not the guest's,
+// and does not count.
 type silence struct {
-	pid  int
-	mu   sync.Mutex
-	most time.Duration
-	last time.Time
-	wait time.Duration // that qemu's threads had waited then
+	pid    int
+	whole  limit
+	mu     sync.Mutex
+	report limit
 }
 
-func newSilence(pid int, most time.Duration) *silence {
-	return &silence{pid: pid, most: most, last: time.Now(), wait: waited(pid)}
+// limit is a span of time that began at some moment.
+type limit struct {
+	most  time.Duration
+	begun time.Time
+	wait  time.Duration // that qemu's threads had waited then
 }
 
-// heard begins anew.
+// patience is how many times a limit may last, however busy the machine is.
+const patience = 10
+
+// over says whether the limit is over, for threads that have waited until now.
+func (l limit) over(wait time.Duration) bool {
+	d := time.Since(l.begun)
+	return d-max(0, wait-l.wait) > l.most || d > patience*l.most
+}
+
+// newSilence expects the first report after a time, and the end after another.
+func newSilence(pid int, first, whole time.Duration) *silence {
+	now, wait := time.Now(), waited(pid)
+	return &silence{pid: pid, whole: limit{whole, now, wait}, report: limit{first, now, wait}}
+}
+
+// heard expects the next report after a time.
 func (s *silence) heard(most time.Duration) {
+	l := limit{most, time.Now(), waited(s.pid)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report = l
+}
+
+// over says why the guest is to be ended, if it is.
+func (s *silence) over() error {
 	wait := waited(s.pid)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.most, s.last, s.wait = most, time.Now(), wait
+	switch {
+	case s.report.over(wait):
+		return errSilent
+	case s.whole.over(wait):
+		return errLate
+	}
+	return nil
 }
 
-// over says whether the silence lasts too long.
-func (s *silence) over() bool {
-	wait := waited(s.pid)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return time.Since(s.last)-max(0, wait-s.wait) > s.most
-}
-
-// run ends a guest that is silent for too long.
+// run ends a guest that takes too long.
 func (s *silence) run(ctx context.Context, end context.CancelCauseFunc) {
 	t := time.NewTicker(100 * time.Millisecond)
 	defer t.Stop()
@@ -50,8 +74,8 @@ func (s *silence) run(ctx context.Context, end context.CancelCauseFunc) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			if s.over() {
-				end(errSilent)
+			if err := s.over(); err != nil {
+				end(err)
 				return
 			}
 		}

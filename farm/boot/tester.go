@@ -37,6 +37,8 @@ const (
 	maxStarts = 3
 	// maxTries is how often a module is booted alone until two verdicts agree.
 	maxTries = 3
+	// maxSteps is how many steps a boot has time for that take as long as they may.
+	maxSteps = 20
 )
 
 // The time that a kernel may take until init.sh reports: with KVM it is there in
@@ -395,7 +397,9 @@ func timed(r *Report) bool {
 func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash, error) {
 	g := guest{machine: machines[s.Arch], initramfs: s.initramfsFile(), kernel: s.kernelFile(),
 		idle: cmp.Or(s.Timeout, DefaultTimeout), append: s.Options}
-	size, err := s.writeInitramfs(ctx, g, units)
+	p := planOf(units, g.idle)
+	tag := tagOf(p, units)
+	size, err := s.writeInitramfs(ctx, g, units, p.text(g.port, tag))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -412,13 +416,17 @@ func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash,
 		if g.accel, g.first = s.accel(); g.code != "" {
 			g.first *= 2
 		}
-		run := &bootRun{}
+		g.whole = g.first + maxSteps*g.idle
+		run := newRun(p, tag)
 		begun := time.Now()
 		out, err := g.run(ctx, run.line)
 		s.count(g.accel, out.cpu, time.Since(begun))
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil, ctx.Err()
+		case len(run.units) > 1 && err == nil && out.ending == late: // each was in time until then
+			run.units = run.units[:len(run.units)-1]
+			return run, nil, nil
 		case len(run.units) > 0 && err == nil:
 			return run, s.crash(out, run), nil
 		case g.accel == KVM && s.Accel != KVM:
@@ -451,7 +459,11 @@ func (s *session) crash(out outcome, run *bootRun) *crash {
 	if u := run.units[len(run.units)-1]; len(u.steps) > 0 {
 		from = u.steps[len(u.steps)-1].console - (out.total - len(out.console))
 	}
-	return crashOf(out.ending, out.console[min(max(0, from), len(out.console)):])
+	c := crashOf(out.ending, out.console[min(max(0, from), len(out.console)):])
+	if out.ending == strayed {
+		c.messages = append(cut([]string{"kofarm: not a line of the report: " + clean(run.stray)}), c.messages...)
+	}
+	return c
 }
 
 // smallInitramfs is how many bytes of an initramfs any guest has memory for. It
@@ -459,7 +471,7 @@ func (s *session) crash(out outcome, run *bootRun) *crash {
 const smallInitramfs = 32 << 20
 
 // writeInitramfs writes what the kernel unpacks, and gives its size in bytes.
-func (s *session) writeInitramfs(ctx context.Context, g guest, units []*loading) (size int64, err error) {
+func (s *session) writeInitramfs(ctx context.Context, g guest, units []*loading, plan []byte) (size int64, err error) {
 	var names []string
 	for _, u := range units {
 		names = append(names, u.own...)
@@ -479,7 +491,7 @@ func (s *session) writeInitramfs(ctx context.Context, g guest, units []*loading)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriterSize(f, 1<<20)
-	if err := errors.Join(initramfs(w, busybox, g.port, g.idle, units, own), w.Flush()); err != nil {
+	if err := errors.Join(initramfs(w, busybox, plan, units, own), w.Flush()); err != nil {
 		return 0, err
 	}
 	return f.Seek(0, io.SeekCurrent)

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/kofarm/kofarm/farm/kmod"
 )
@@ -44,7 +42,7 @@ exit 1
 `)
 
 // verdictFormat numbers how verdicts are found. Those of another are found anew.
-const verdictFormat = 1
+const verdictFormat = 2
 
 // key names the unit's verdict: by all that it depends on.
 func (u *Unit) key(k Kernel, options string, trust []byte) string {
@@ -132,7 +130,7 @@ var applets = []string{"sh", "mount", "dmesg", "insmod", "rmmod", "cat", "head",
 
 // initramfs writes what the kernel unpacks: busybox, the script and its plan, and
 // modules.
-func initramfs(w io.Writer, busybox []byte, port string, timeout time.Duration, units []*loading, own map[string][]byte) error {
+func initramfs(w io.Writer, busybox, plan []byte, units []*loading, own map[string][]byte) error {
 	c := newCPIO(w)
 	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {
 		c.dir(dir)
@@ -159,42 +157,6 @@ func initramfs(w io.Writer, busybox []byte, port string, timeout time.Duration, 
 			c.file(fmt.Sprintf("unit/%d/script", i), 0o755, u.Script)
 		}
 	}
-	c.file("plan", 0o644, plan(port, timeout, units))
+	c.file("plan", 0o644, plan)
 	return c.close()
 }
-
-// plan is what init.sh carries out.
-func plan(port string, timeout time.Duration, units []*loading) []byte {
-	var b bytes.Buffer
-	call := func(words ...string) {
-		for i, word := range words {
-			if i > 0 {
-				b.WriteByte(' ')
-				word = quote(word)
-			}
-			b.WriteString(word)
-		}
-		b.WriteByte('\n')
-	}
-	fmt.Fprintf(&b, "port=/dev/%s\nhello\n", port)
-	for i, u := range units {
-		call("unit", fmt.Sprint(i))
-		for _, name := range u.own {
-			call("need", name, "/own/"+name+".ko")
-		}
-		for _, name := range u.names {
-			call(append([]string{"load", name, fmt.Sprintf("/unit/%d/%s.ko", i, name)}, u.files[name].Parameters...)...)
-		}
-		if u.Script != nil {
-			call(append([]string{"script", fmt.Sprintf("/unit/%d/script", i), fmt.Sprint(max(1, int(timeout.Seconds()*0.9)))}, u.names...)...)
-		}
-		for _, name := range slices.Backward(u.names) {
-			call("unload", name)
-		}
-	}
-	b.WriteString("bye\n")
-	return b.Bytes()
-}
-
-// quote makes one word of the shell's.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

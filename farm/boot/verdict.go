@@ -42,8 +42,8 @@ type ModuleReport struct {
 	Module  string  `json:"module"` // file name
 	Verdict Verdict `json:"verdict"`
 	// Reason says more of a verdict other than loaded: vermagic, crc, symbol,
-	// signature, format or parameter; an errno; warning, oops, lockup, panic or
-	// reset; script.
+	// signature, format or parameter; an errno; warning, oops, lockup, panic,
+	// reset, or report: it has written where the boot's report is written; script.
 	Reason string `json:"reason,omitzero"`
 	Step   string `json:"step,omitzero"` // load, script or unload: where it crashed or hung
 	// Taint are the letters that the module taints the kernel with; a module of
@@ -283,10 +283,13 @@ var faults = []struct {
 
 // crashOf reads the end of a boot from its console, from an offset on.
 func crashOf(end ending, console string) *crash {
-	if end == silent {
-		return &crash{verdict: Hung, reason: "timeout", messages: cut(messages(console))}
-	}
 	lines := messages(console)
+	switch end {
+	case silent, late:
+		return &crash{verdict: Hung, reason: "timeout", messages: cut(lines)}
+	case strayed:
+		return &crash{verdict: Crashed, reason: "report", messages: cut(lines)}
+	}
 	for _, f := range faults {
 		if slices.ContainsFunc(lines, f.text.MatchString) {
 			first := slices.IndexFunc(lines, func(l string) bool {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // A module with the fault that the macro KF_... names.
 #include <linux/delay.h>
+#include <linux/io.h>
 #include <linux/module.h>
 #include <linux/version.h>
 #include <linux/workqueue.h>
@@ -21,6 +22,22 @@ static void boom(struct work_struct *w)
 {
 }
 static DECLARE_DELAYED_WORK(work, boom);
+#endif
+
+#if defined(KF_port) && defined(CONFIG_X86)
+/* Writes to the PC's second serial port. */
+static void put(const char *s)
+{
+	for (; *s; s++) {
+		while (!(inb(0x2f8 + 5) & 0x20))
+			cpu_relax();
+		outb(*s, 0x2f8);
+	}
+}
+#else
+static void __maybe_unused put(const char *s)
+{
+}
 #endif
 
 static int __init fault_init(void)
@@ -48,6 +65,8 @@ static int __init fault_init(void)
 	/* What a module prints is on the console, and no verdict. */
 	pr_emerg("end 0 Live 0 0 OE\nbye\nbegin load kf_good\nOops: none\n");
 	return -ENXIO;
+#elif defined(KF_port)
+	put("\nunit 1\nunit 2\nend 0 Live 0 0 OE\nbye\n");
 #endif
 	return 0;
 }
