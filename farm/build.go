@@ -125,8 +125,8 @@ func (b *Builder) known(c *Cell) *Result {
 	if c.Excluded {
 		return &Result{Cell: c, Outcome: Excluded}
 	}
-	rec, err := records{b.Store}.load(c.Key)
-	if err != nil || rec.Outcome == Failed || rec.Check.Format != checkFormat {
+	rec, err := records{b.Store}.judged(c.Key)
+	if err != nil || rec.Outcome == Failed {
 		return nil
 	}
 	return &Result{Cell: c, Record: rec, Outcome: rec.Outcome, Cached: true}

@@ -382,6 +382,31 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// TestJudgedBefore finds results that an earlier version has checked: they have
+// to be built again, so nothing is packed of them.
+func TestJudgedBefore(t *testing.T) {
+	c := collector(t, t.TempDir(), matrix.BinariesOnly)
+	cells := fit(testCells(t, 3))
+	for i, r := range built(t, c, cells)[:2] {
+		r.Record.Check.Format--
+		if i == 1 {
+			r.Record.Outcome = Failed
+		}
+		if err := (records{c.Store}).save(r.Cell.Key, r.Record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []Status{NotYet, Status(Failed), CheckFailed}
+	for i, r := range Stored(c.Store, cells) {
+		if got, _ := StatusOf(c.Store, cells[i]); got != want[i] {
+			t.Errorf("%d: the status is %s, want %s", i, got, want[i])
+		}
+		if stored := Outcome(want[i]); i < 2 && r.Outcome != stored {
+			t.Errorf("%d: the outcome is %s, want %s", i, r.Outcome, stored)
+		}
+	}
+}
+
 // TestPackagesAreCached takes packages from the store.
 func TestPackagesAreCached(t *testing.T) {
 	c := collector(t, t.TempDir(), matrix.BinariesOnly)

@@ -142,6 +142,16 @@ func (r records) load(key string) (*Record, error) {
 	return &rec, nil
 }
 
+// judged is load of a record whose modules have had all the checks that are made
+// now; of others the error is store.ErrNotFound, too.
+func (r records) judged(key string) (*Record, error) {
+	rec, err := r.load(key)
+	if err == nil && rec.Outcome != Failed && rec.Check.Format != checkFormat {
+		return nil, fmt.Errorf("result %s was checked by another version: %w", key, store.ErrNotFound)
+	}
+	return rec, err
+}
+
 // complete says what is wrong with a record that may be anyone's: it comes from
 // a store or a registry that others write to.
 func (r records) complete(rec *Record) error {

@@ -20,7 +20,7 @@ func StatusOf(s *store.Store, c *Cell) (Status, *Record) {
 	if c.Excluded {
 		return Status(Excluded), nil
 	}
-	rec, err := records{s}.load(c.Key)
+	rec, err := records{s}.judged(c.Key)
 	switch {
 	case err != nil:
 		return NotYet, nil
@@ -41,7 +41,7 @@ func OpenLog(s *store.Store, c *Cell) (io.ReadCloser, error) {
 }
 
 // Stored gives the results that the store holds of the cells, in their order.
-// A cell that has not been built has the outcome NotYet.
+// A cell that has not been built, or has to be again, has the outcome NotYet.
 func Stored(s *store.Store, cells []*Cell) []*Result {
 	results := make([]*Result, len(cells))
 	for i, c := range cells {
@@ -50,7 +50,7 @@ func Stored(s *store.Store, cells []*Cell) []*Result {
 			results[i].Outcome = Excluded
 			continue
 		}
-		if rec, err := (records{s}).load(c.Key); err == nil {
+		if rec, err := (records{s}).judged(c.Key); err == nil {
 			results[i] = &Result{Cell: c, Record: rec, Outcome: rec.Outcome, Cached: true}
 		}
 	}
