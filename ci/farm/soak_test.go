@@ -33,7 +33,7 @@ func TestSoakKill(t *testing.T) {
 	for i := range n {
 		m := all[random.IntN(len(all))]
 		after := time.Duration(random.Int64N(int64(10 * time.Second)))
-		sig := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM}[random.IntN(3)]
+		sig := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}[random.IntN(4)]
 		t.Run(fmt.Sprintf("%d/%s/%s/%s", i, m.name, after, sig), func(t *testing.T) {
 			dir := rig.Folder(t)
 			lose(t, store, m.gone)
