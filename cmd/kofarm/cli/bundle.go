@@ -13,7 +13,6 @@ import (
 
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/images"
-	"github.com/kofarm/kofarm/images/store"
 )
 
 func (a *app) bundleCommand() *cobra.Command {
@@ -156,9 +155,9 @@ func (a *app) openBundle(ctx context.Context, name string) (_ *session, err erro
 	if err != nil {
 		return nil, infrastructure(err)
 	}
-	st, err := store.Open(a.store)
+	st, err := a.openStore()
 	if err != nil {
-		return nil, infrastructure(errors.Join(err, b.Close()))
+		return nil, errors.Join(err, b.Close())
 	}
 	dir, err := os.MkdirTemp(st.TempDir(), "bundle-")
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/registry"
-	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 )
 
@@ -89,9 +88,9 @@ const (
 )
 
 func (a *app) serveStore(ctx context.Context, listen string) (err error) {
-	s, err := store.Open(a.store)
+	s, err := a.openStore()
 	if err != nil {
-		return infrastructure(err)
+		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(s.Close())) }()
 	if err := s.Waive(); err != nil { // what gc removes is not found; else gc could remove nothing for as long as this runs

@@ -66,14 +66,32 @@ type app struct {
 
 // Run runs the command line and returns the exit status.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr}
+	out := &output{w: stdout}
+	a := &app{stdout: out, stderr: stderr}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if out.err != nil && ctx.Err() == nil {
+		err = infrastructure(fmt.Errorf("writing to the standard output: %w", out.err))
+	}
 	return a.exit(ctx, err)
+}
+
+// output keeps the first fault of a stream, which whoever prints need not look at.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 // exit prints an error and gives its status.
@@ -149,14 +167,15 @@ func (a *app) lockedFlag(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// defaultStore is KOFARM_STORE, else kofarm in the user's cache folder.
+// defaultStore is KOFARM_STORE, else kofarm in the user's cache folder, or "" for
+// a user without one.
 func defaultStore() string {
 	if dir := os.Getenv("KOFARM_STORE"); dir != "" {
 		return dir
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "kofarm-store"
+		return ""
 	}
 	return filepath.Join(cache, "kofarm")
 }

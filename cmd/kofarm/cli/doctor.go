@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kofarm/kofarm/farm/boot"
-	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 	"github.com/kofarm/kofarm/worker/containerd"
 	"github.com/kofarm/kofarm/worker/docker"
@@ -173,7 +172,7 @@ func (a *app) printDiagnosis(d diagnosis) error {
 // not work.
 func (a *app) doctorStore() (dir string, c check, done func()) {
 	c = check{Name: "store", Status: good}
-	s, err := store.Open(a.store)
+	s, err := a.openStore()
 	if err == nil {
 		c.Detail, c.Status, c.Remedy = diskSpace(s.Dir())
 		return s.Dir(), c, func() { s.Close() }

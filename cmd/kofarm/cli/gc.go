@@ -87,9 +87,9 @@ func parseAge(s string) (time.Duration, error) {
 }
 
 func (a *app) gc(ctx context.Context, p store.Policy) (err error) {
-	s, err := store.Open(a.store)
+	s, err := a.openStore()
 	if err != nil {
-		return infrastructure(err)
+		return err
 	}
 	defer func() { err = errors.Join(err, infrastructure(s.Close())) }()
 	unpacked, err := embedded.ListUnpacked(filepath.Join(s.Dir(), "run"))

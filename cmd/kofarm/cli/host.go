@@ -20,7 +20,6 @@ import (
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/images/registry"
-	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 )
 
@@ -282,7 +281,7 @@ func (a *app) cacheCheck(ctx context.Context, cfg matrix.Cache) check {
 	defer cancel()
 	c := check{Name: "shared cache", Status: good, Detail: fmt.Sprintf("%s lets us in; whether it takes results is not tried", cfg.Registry)}
 	err := func() error {
-		s, err := store.Open(a.store)
+		s, err := a.openStore()
 		if err != nil {
 			return err
 		}

@@ -67,12 +67,21 @@ func (a *app) begin(file string) (*session, *farm.Preparer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := store.Open(a.store)
+	s, err := a.openStore()
 	if err != nil {
-		return nil, nil, infrastructure(err)
+		return nil, nil, err
 	}
 	ses, p := a.wire(s, f, filepath.Dir(file))
 	return ses, p, nil
+}
+
+// openStore opens the store that --store names, or the environment.
+func (a *app) openStore() (*store.Store, error) {
+	if a.store == "" {
+		return nil, errors.New("no store is named: give --store a folder, or set KOFARM_STORE, or HOME for the one in its cache folder")
+	}
+	s, err := store.Open(a.store)
+	return s, infrastructure(err)
 }
 
 func (a *app) parse(file string, data []byte) (*matrix.Farm, error) {
