@@ -693,6 +693,32 @@ func TestCheckPrograms(t *testing.T) {
 	}
 }
 
+// TestUnchecked says what is not looked for without the kernel's symbols, and
+// warns of the packages.
+func TestUnchecked(t *testing.T) {
+	cells := testCells(t, 2)
+	results := make([]*Result, 2)
+	for i, images := range []Assembler{noImages{}, &symversOnce{reads: map[string]int{}}} {
+		b, _ := builder(openStore(t), nil)
+		b.symvers.load = images.Symvers
+		got, err := b.check(t.Context(), cells[0], nil, worker.Output{Modules: []worker.File{{Name: "good.ko", Data: sectionOf(goodModule(t))}}})
+		if want := 2 * (1 - i); err != nil || len(got.Unchecked) != want {
+			t.Errorf("%+v, %v, want %d kinds unchecked", got, err, want)
+		}
+		results[i] = &Result{Cell: cells[i], Record: &Record{Check: got}}
+	}
+	packages := []Package{
+		{Cells: cells[:1], Holds: HoldsModules}, {Cells: cells, Holds: HoldsModules | HoldsSource},
+		{Cells: cells[1:], Holds: HoldsModules}, {Cells: cells, Holds: HoldsSource},
+	}
+	warnUnchecked(packages, results)
+	for i, p := range packages {
+		if warned := len(p.Warnings) > 0; warned != (i < 2) {
+			t.Errorf("%d: %q", i, p.Warnings)
+		}
+	}
+}
+
 // TestCheckNames has a problem of each module by its file's name.
 func TestCheckNames(t *testing.T) {
 	b, _ := builder(openStore(t), nil)

@@ -32,6 +32,9 @@ func (b *Builder) check(ctx context.Context, c *Cell, upon []*Result, out worker
 	if err != nil && !errors.Is(err, images.ErrNoSymvers) {
 		return checked, fmt.Errorf("reading the kernel's Module.symvers: %w", err)
 	}
+	if symvers == nil {
+		checked.Unchecked = []kmod.Kind{kmod.KindModversions, kmod.KindSymbol}
+	}
 	target := kmod.Target{Release: c.Kernel.Release, Arch: c.Kernel.Arch, Symvers: symvers}
 	modules := make([]*kmod.Module, len(files))
 	for i, f := range files {
@@ -64,6 +67,10 @@ func (b *Builder) check(ctx context.Context, c *Cell, upon []*Result, out worker
 	checked.Problems = append(checked.Problems, programs...)
 	return checked, err
 }
+
+// uncheckedWarning is for packages of modules that were not fully checked.
+const uncheckedWarning = "the kernel's headers have no Module.symvers, so modversions and symbols were not checked: " +
+	"the kernel may refuse the modules; add its Module.symvers to the headers"
 
 // checkPrograms finds what of a build for another architecture was built for
 // this machine, by Makefiles that ask for no other compiler.

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -228,7 +229,22 @@ func (c *Collector) packages(m *material, results []*Result) ([]Package, error) 
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
+	warnUnchecked(all, results)
 	return all, clash(all)
+}
+
+// warnUnchecked warns of packages with modules that were not fully checked.
+func warnUnchecked(packages []Package, results []*Result) {
+	unchecked := map[*Cell]bool{}
+	for _, r := range results {
+		unchecked[r.Cell] = r.Record != nil && len(r.Record.Check.Unchecked) > 0
+	}
+	for i := range packages {
+		p := &packages[i]
+		if p.Holds&HoldsModules != 0 && slices.ContainsFunc(p.Cells, func(c *Cell) bool { return unchecked[c] }) {
+			p.Warnings = append(p.Warnings, uncheckedWarning)
+		}
+	}
 }
 
 // Check tells before anything is built whether the output's packages can be

@@ -57,7 +57,7 @@ func (c *Collector) keep(before *Report, results []*Result) (*kept, error) {
 	}
 	for _, f := range before.Files {
 		if stays[f.Path] && isFileName(f.Path) && c.holds(f) {
-			k.packages, k.files = append(k.packages, Package{Name: f.Path, Cells: cells[f.Path]}), append(k.files, f)
+			k.packages, k.files = append(k.packages, Package{Name: f.Path, Cells: cells[f.Path], Warnings: before.warnings(f.Path)}), append(k.files, f)
 		}
 	}
 	for _, a := range before.Attestations {
@@ -66,6 +66,16 @@ func (c *Collector) keep(before *Report, results []*Result) (*kept, error) {
 		}
 	}
 	return k, c.vouch(k)
+}
+
+// warnings are those about a file.
+func (r *Report) warnings(file string) (texts []string) {
+	for _, w := range r.Warnings {
+		if slices.Contains(w.Files, file) {
+			texts = append(texts, w.Text)
+		}
+	}
+	return texts
 }
 
 // at gives a kept package's index, or -1.

@@ -133,6 +133,9 @@ func TestKept(t *testing.T) {
 					t.Errorf("%d files, %d attested, %d kept", len(got.Report.Files), n, got.Kept)
 				}
 			}
+			if got, err := ReadReport(filepath.Join(c.Dir, ResultsFile)); err != nil || len(got.Warnings) != 2 || len(got.Warnings[0].Files) != 9 {
+				t.Errorf("the warnings are gone: %+v, %v", got.Warnings, err)
+			}
 			if got, err := c.Collect(t.Context(), results); err != nil || got.Kept != 0 || !maps.Equal(published(t, c.Dir), want) {
 				t.Errorf("complete again: %+v, %v", got, err)
 			}

@@ -23,9 +23,9 @@ import (
 
 // Package is one file that a farm puts out.
 type Package struct {
-	Name    string // file name
-	Cells   []*Cell
-	Warning string // what a user of the package has to know, or ""
+	Name     string // file name
+	Cells    []*Cell
+	Warnings []string // what a user of the package has to know
 	// Key is the sha256 in hex of all that the package's bytes depend on.
 	Key   string
 	Write func(ctx context.Context, w io.Writer) error

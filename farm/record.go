@@ -94,6 +94,8 @@ type Checked struct {
 	// Format numbers the checks that were made; 0: none.
 	Format   int       `json:"format"`
 	Problems []Problem `json:"problems,omitzero"`
+	// Unchecked are kinds of problems that were not looked for.
+	Unchecked []kmod.Kind `json:"unchecked,omitzero"`
 }
 
 // Problem is one finding about one module.

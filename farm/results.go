@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/kofarm/kofarm/farm/kmod"
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/matrix"
 )
@@ -34,6 +35,7 @@ type Report struct {
 	Checksums          *File               `json:"checksums,omitzero"`
 	ChecksumsSignature *File               `json:"checksumsSignature,omitzero"` // by the OpenPGP key
 
+	Warnings []Warning `json:"warnings,omitzero"`
 	// Refused says which packages could not be made of what was built, and why.
 	Refused []string `json:"refused,omitzero"`
 
@@ -93,10 +95,17 @@ type SigningReport struct {
 	HowTo       File   `json:"howTo"` // how to enroll it
 }
 
+// Warning is what users of packages have to know.
+type Warning struct {
+	Text  string   `json:"text"`
+	Files []string `json:"files"` // paths
+}
+
 // CheckReport is the farm's judgement of a built cell's modules.
 type CheckReport struct {
-	OK       bool      `json:"ok"`
-	Problems []Problem `json:"problems,omitzero"`
+	OK        bool        `json:"ok"`
+	Problems  []Problem   `json:"problems,omitzero"`
+	Unchecked []kmod.Kind `json:"unchecked,omitzero"` // kinds of problems that were not looked for
 }
 
 // InputReport is what a cell was built from.
@@ -135,6 +144,7 @@ func newReport(results []*Result, packages []Package, files []File, logs []strin
 		for _, c := range p.Cells {
 			of[c] = append(of[c], files[i].Path)
 		}
+		r.warn(p.Warnings, files[i].Path)
 	}
 	for i, res := range results {
 		cr := r.cell(res)
@@ -143,6 +153,18 @@ func newReport(results []*Result, packages []Package, files []File, logs []strin
 		r.Counts.Add(res)
 	}
 	return r
+}
+
+// warn says each warning once, with the files that it is about.
+func (r *Report) warn(texts []string, file string) {
+	for _, text := range texts {
+		i := slices.IndexFunc(r.Warnings, func(w Warning) bool { return w.Text == text })
+		if i < 0 {
+			i = len(r.Warnings)
+			r.Warnings = append(r.Warnings, Warning{Text: text})
+		}
+		r.Warnings[i].Files = append(r.Warnings[i].Files, file)
+	}
 }
 
 // Add counts a result.
@@ -192,7 +214,7 @@ func (r *Report) cell(res *Result) CellReport {
 		cr.Modules = append(cr.Modules, ModuleReport{Module: m})
 	}
 	if rec.Outcome == Built {
-		cr.Check = &CheckReport{OK: len(rec.Check.Problems) == 0, Problems: rec.Check.Problems}
+		cr.Check = &CheckReport{OK: len(rec.Check.Problems) == 0, Problems: rec.Check.Problems, Unchecked: rec.Check.Unchecked}
 		cr.Test = res.Test
 	}
 	return cr

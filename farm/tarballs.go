@@ -55,8 +55,12 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 			builds = append(builds, t.build(r, h))
 		}
 	}
+	var warnings []string
+	if w := layout.Warning(info.Name, info.Version); w != "" {
+		warnings = append(warnings, w)
+	}
 	return Package{
-		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warning: layout.Warning(info.Name, info.Version), Key: sum(h),
+		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warnings: warnings, Key: sum(h),
 		Kind: "dkms " + string(layout), Options: map[string]any{"compression": string(info.Compression)}, Holds: tarballHolds(layout),
 		Write: func(_ context.Context, w io.Writer) error {
 			if layout != dkms.Full && layout != dkms.SourceOnly {

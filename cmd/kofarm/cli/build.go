@@ -219,7 +219,7 @@ func (a *app) finish(dir string, c *farm.Collected, ours *farm.Report) error {
 		}
 		fmt.Fprintln(a.stdout, string(data))
 	} else {
-		a.warnPackages(c.Packages)
+		a.warnPackages(c.Report.Warnings)
 		if c.Kept > 0 && !a.quiet {
 			fmt.Fprintf(a.stderr, "kofarm: %d packages of an earlier run stay in %s, as there is no result of their cells\n", c.Kept, dir)
 		}
@@ -279,23 +279,12 @@ func exitStatus(r *farm.Report) int {
 	return exitOK
 }
 
-// warnPackages prints each warning once, with the packages that it is about.
-func (a *app) warnPackages(packages []farm.Package) {
+// warnPackages prints each warning with the packages that it is about.
+func (a *app) warnPackages(warnings []farm.Warning) {
 	if a.quiet {
 		return
 	}
-	of := map[string][]string{}
-	var order []string
-	for _, p := range packages {
-		if p.Warning == "" {
-			continue
-		}
-		if of[p.Warning] == nil {
-			order = append(order, p.Warning)
-		}
-		of[p.Warning] = append(of[p.Warning], p.Name)
-	}
-	for _, w := range order {
-		fmt.Fprintf(a.stderr, "kofarm: %s: %s\n", strings.Join(of[w], ", "), w)
+	for _, w := range warnings {
+		fmt.Fprintf(a.stderr, "kofarm: %s: %s\n", strings.Join(w.Files, ", "), w.Text)
 	}
 }
