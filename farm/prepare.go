@@ -1,6 +1,7 @@
 package farm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -154,31 +155,40 @@ func (s *prepared) close() error {
 }
 
 // openSuites opens suites, several at a time, also for this machine, whose
-// packages are what builds for any.
+// packages are what builds for any. It tells all mistakes, unless something else
+// is wrong.
 func (s *prepared) openSuites(ctx context.Context, indexes []matrix.Index) error {
-	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
+	var keys []suiteKey
 	for _, ix := range indexes {
 		archs := ix.Archs
 		if machine := kernel.Machine(); len(archs) > 0 && !slices.Contains(archs, machine) {
 			archs = append(slices.Clone(archs), machine)
 		}
 		for _, arch := range archs {
-			g.Go(func() error {
-				key := suiteKey{ix.Distribution, ix.Suite, arch}
-				suite, err := s.openSuite(ctx, key)
-				if err != nil {
-					return err
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				s.suites[key] = suite
-				return nil
-			})
+			keys = append(keys, suiteKey{ix.Distribution, ix.Suite, arch})
 		}
 	}
-	return g.Wait()
+	suites, mistakes := make([]*debian.Suite, len(keys)), make([]error, len(keys))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, key := range keys {
+		g.Go(func() (err error) {
+			suites[i], err = s.openSuite(ctx, key)
+			if _, ok := errors.AsType[*matrix.Error](err); ok {
+				mistakes[i], err = err, nil
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	for i, suite := range suites {
+		if suite != nil {
+			s.suites[keys[i]] = suite
+		}
+	}
+	mistakes = slices.DeleteFunc(mistakes, func(err error) bool { return err == nil })
+	mistakes = slices.CompactFunc(mistakes, func(a, b error) bool { return a.Error() == b.Error() }) // of several architectures
+	return cmp.Or(err, errors.Join(mistakes...))
 }
 
 func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, error) {
@@ -190,14 +200,35 @@ func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, 
 		return nil, fmt.Errorf("suite %s: %s is no architecture of Debian's", key.suite, key.arch)
 	}
 	suite, err := debian.Open(ctx, s.Apt, archive, key.suite, debArch, s.Now)
-	if errors.Is(err, apt.ErrArch) {
+	switch {
+	case errors.Is(err, apt.ErrArch):
 		return nil, s.noArch(key, err)
-	}
-	if err != nil {
+	case errors.Is(err, apt.ErrSuite):
+		return nil, s.noSuite(key, err)
+	case errors.Is(err, apt.ErrKeyring) && a.KeyringPos != matrix.Pos{}:
+		return nil, s.mistake(a.KeyringPos, a.Keyring, err.Error(), "")
+	case err != nil:
 		return nil, fmt.Errorf("opening suite %s: %w", key.suite, err)
 	}
 	suite.Prefer(s.Lock.Versions(key.distribution, key.suite, debArch))
 	return suite, nil
+}
+
+// noSuite is the error of a suite that is not there.
+func (s *prepared) noSuite(key suiteKey, err error) error {
+	indexes := s.farm.Indexes()
+	i := slices.IndexFunc(indexes, func(ix matrix.Index) bool { return ix.Distribution == key.distribution && ix.Suite == key.suite })
+	if i < 0 {
+		return err
+	}
+	known, hint := debian.KnownSuites(), ""
+	if of, ok := debian.PocketOf(key.suite); ok {
+		hint = fmt.Sprintf("%s is part of suite %s: give that", key.suite, of)
+	} else if !slices.Contains(known, key.suite) {
+		hint = matrix.DidYouMean(key.suite, known)
+	}
+	hint = cmp.Or(hint, fmt.Sprintf("archives.%s.mirrors says where it is looked for", key.distribution))
+	return s.mistake(indexes[i].Pos, key.suite, fmt.Sprintf("suite %q: %v", key.suite, err), hint)
 }
 
 // noArch is the error of a suite that is not there for an architecture which the

@@ -58,7 +58,7 @@ func (d *decoder) unknownKey(key *yaml.Node, f fields) {
 		return
 	}
 	known := slices.Sorted(maps.Keys(f))
-	hint := didYouMean(key.Value, known)
+	hint := DidYouMean(key.Value, known)
 	if hint == "" {
 		hint = "known here: " + strings.Join(known, ", ")
 	}
@@ -260,7 +260,7 @@ func (d *decoder) word(n *yaml.Node, what string, allowed []string) string {
 		return ""
 	}
 	if !slices.Contains(allowed, w.Text) {
-		hint := didYouMean(w.Text, allowed)
+		hint := DidYouMean(w.Text, allowed)
 		d.fail(w.Pos, w.Text, fmt.Sprintf("%s: %s is not one of %s", what, quote(w.Text), strings.Join(allowed, ", ")), hint)
 		return ""
 	}

@@ -167,6 +167,7 @@ type Archive struct {
 	SecurityMirrors []string // likewise of the security pocket; empty: it has none
 	Components      []string // default main
 	Keyring         string   // path of the OpenPGP keyring that its indexes are verified with
+	KeyringPos      Pos      `json:",omitzero"` // zero: it is the default
 	// Fallbacks are where packages are that a lock names and the mirrors no longer have, and SecurityFallbacks
 	// those of the security pocket: mirrors, or archives of snapshots. In their URLs [Timestamp] stands for
 	// the time at which the package was in the archive. Default none.

@@ -7,6 +7,7 @@ type Index struct {
 	Distribution, Suite string
 	Archs               []string // canonical, sorted
 	Kernels             bool     // its kernels belong in the catalogue that Expand is handed
+	Pos                 Pos      // where the file first names it
 }
 
 // use is one mention of a suite in the file.
@@ -27,7 +28,7 @@ func (f *Farm) Indexes() []Index {
 		if !ok {
 			i = len(list)
 			at[[2]string{u.distribution, u.suite}] = i
-			list = append(list, Index{Distribution: u.distribution, Suite: u.suite})
+			list = append(list, Index{Distribution: u.distribution, Suite: u.suite, Pos: u.pos})
 		}
 		list[i].Kernels = list[i].Kernels || u.kernels
 		list[i].Archs = union(list[i].Archs, u.archs)

@@ -10,8 +10,8 @@ import (
 // maxNearest is the longest word, in bytes, for which a neighbour is looked for.
 const maxNearest = 64
 
-// didYouMean is a hint that names the candidate nearest to value, or "" where none is near.
-func didYouMean(value string, candidates []string) string {
+// DidYouMean is a hint that names the candidate nearest to value, or "" where none is near.
+func DidYouMean(value string, candidates []string) string {
 	near := nearest(value, candidates, 1)
 	if len(near) == 0 || distance(value, near[0]) > max(2, len(value)/3) {
 		return ""
@@ -19,9 +19,9 @@ func didYouMean(value string, candidates []string) string {
 	return fmt.Sprintf("did you mean %q?", near[0])
 }
 
-// oneOf is didYouMean, or where none is near the whole list.
+// oneOf is DidYouMean, or where none is near the whole list.
 func oneOf(value string, candidates []string) string {
-	if hint := didYouMean(value, candidates); hint != "" || len(candidates) == 0 {
+	if hint := DidYouMean(value, candidates); hint != "" || len(candidates) == 0 {
 		return hint
 	}
 	if len(candidates) > 12 {

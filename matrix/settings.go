@@ -57,7 +57,7 @@ func (d *decoder) archive(n *yaml.Node, a *Archive, known bool) {
 		"fallbacks":          func(n *yaml.Node) { a.Fallbacks = texts(d.words(n, "fallbacks", checkURL)) },
 		"security-fallbacks": func(n *yaml.Node) { a.SecurityFallbacks = texts(d.words(n, "security-fallbacks", checkURL)) },
 		"components":         func(n *yaml.Node) { a.Components = texts(d.someWords(n, "components", checkComponent)) },
-		"keyring":            func(n *yaml.Node) { a.Keyring = d.str(n, "keyring", checkPath).Text },
+		"keyring":            func(n *yaml.Node) { a.Keyring, a.KeyringPos = d.str(n, "keyring", checkPath).Text, posOf(n) },
 		"allow-expired":      func(n *yaml.Node) { a.AllowExpired = texts(d.words(n, "allow-expired", checkSuite)) },
 	})
 	if given == nil || known {
@@ -76,7 +76,7 @@ func (d *decoder) knownArchives(f *Farm) {
 		}
 		reported[use.distribution] = true
 		known := slices.Sorted(maps.Keys(f.Archives))
-		hint := didYouMean(use.distribution, known)
+		hint := DidYouMean(use.distribution, known)
 		if hint == "" {
 			hint = fmt.Sprintf("give archives.%s with mirrors and keyring", clip(use.distribution))
 		}

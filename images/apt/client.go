@@ -40,6 +40,12 @@ type Source struct {
 	Now          time.Time // decides about expiry; required
 }
 
+// ErrSuite says that every mirror answers that it has no such suite.
+var ErrSuite = errors.New("the archive has no such suite")
+
+// ErrKeyring says that the keyring cannot be read.
+var ErrKeyring = errors.New("keyring")
+
 // ErrArch says that a suite has no packages of an architecture.
 var ErrArch = errors.New("no packages for")
 
@@ -54,12 +60,16 @@ type Client struct {
 
 // Open verifies a suite's InRelease and opens the indexes of the components, downloading what is not
 // cached. The caller closes the index. Errors: a *ReleaseError (or a *fetch.MirrorsError around the
-// one of each mirror) where the InRelease is refused, those of the fetcher, ErrLimit.
+// one of each mirror) where the InRelease is refused, ErrSuite, ErrKeyring, ErrArch, those of the
+// fetcher, ErrLimit.
 func (c *Client) Open(ctx context.Context, s Source) (*Index, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
 	release, err := c.release(ctx, s)
+	if errors.Is(err, fetch.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", ErrSuite, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +108,7 @@ func (s Source) check() error {
 func (c *Client) release(ctx context.Context, s Source) (*Release, error) {
 	keys, err := c.keyring(s.Keyring)
 	if err != nil {
-		return nil, fmt.Errorf("keyring of %s: %w; archives.%s.keyring: FILE names another one", s.Distribution, err, s.Distribution)
+		return nil, fmt.Errorf("%w of %s: %w; archives.%s.keyring: FILE names another one", ErrKeyring, s.Distribution, err, s.Distribution)
 	}
 	var release *Release
 	check := func(data []byte) (err error) {

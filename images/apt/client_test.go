@@ -140,8 +140,8 @@ func TestMirrors(t *testing.T) {
 	ring := keyring(t, false, key)
 	mustOpen(t, newTestClient(t), source(a, ring, wrongKey.URL, empty.URL, good.URL))
 	_, err := newTestClient(t).Open(t.Context(), source(a, ring, wrongKey.URL, empty.URL))
-	if !errors.Is(err, fetch.ErrNotFound) {
-		t.Errorf("got %v, want %v", err, fetch.ErrNotFound)
+	if !errors.Is(err, fetch.ErrNotFound) || errors.Is(err, ErrSuite) {
+		t.Errorf("got %v, want %v of an index", err, fetch.ErrNotFound)
 	}
 }
 

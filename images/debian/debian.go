@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/kofarm/kofarm/images/apt"
-	"github.com/kofarm/kofarm/images/fetch"
 )
 
 // Archive says where a distribution's packages are.
@@ -44,6 +43,25 @@ type pocket struct {
 	kernels  bool // its kernels belong to the suite
 }
 
+// KnownSuites are the names of Debian's suites that can be built for.
+func KnownSuites() []string {
+	var all []string
+	for _, s := range []string{"bullseye", "bookworm", "trixie", "forky", "oldoldstable", "oldstable", "stable", "testing"} {
+		all = append(all, s, s+"-backports", s+"-proposed-updates")
+	}
+	return append(all, "sid", "unstable", "experimental")
+}
+
+// PocketOf gives the suite whose kernels include those of a pocket.
+func PocketOf(pocket string) (suite string, ok bool) {
+	for _, suffix := range []string{"-updates", "-security"} {
+		if suite, ok := strings.CutSuffix(pocket, suffix); ok && !strings.HasSuffix(suite, "-proposed") {
+			return suite, true
+		}
+	}
+	return "", false
+}
+
 // pockets lists what a suite consists of. Backports and proposed updates stand
 // upon their base suite; unstable and experimental have neither security nor
 // updates.
@@ -67,7 +85,7 @@ func pockets(suite string) []pocket {
 }
 
 // Open opens a suite and its pockets. The base suite must be there; a pocket
-// that the archive does not have (fetch.ErrNotFound) is left out.
+// that the archive does not have (apt.ErrSuite) is left out.
 func Open(ctx context.Context, client *apt.Client, a Archive, suite, arch string, now time.Time) (*Suite, error) {
 	s := &Suite{Name: suite}
 	ps := pockets(suite)
@@ -87,7 +105,7 @@ func Open(ctx context.Context, client *apt.Client, a Archive, suite, arch string
 				Keyring: a.Keyring, Now: now,
 				AllowExpired: slices.Contains(a.AllowExpired, p.suite) || slices.Contains(a.AllowExpired, suite),
 			})
-			if i > 0 && p.suite != suite && errors.Is(errs[i], fetch.ErrNotFound) {
+			if i > 0 && p.suite != suite && errors.Is(errs[i], apt.ErrSuite) {
 				errs[i] = nil
 			}
 		})
