@@ -425,3 +425,22 @@ func TestPackagesAreCached(t *testing.T) {
 		}
 	}
 }
+
+// TestLongestNames packs what a farm file may name: it is built before it is packed.
+func TestLongestNames(t *testing.T) {
+	c := collector(t, t.TempDir(), matrix.BinariesOnly, matrix.Full, matrix.SourceOnly)
+	cells := testCells(t, 2)
+	name, version := strings.Repeat("n", matrix.MaxName), strings.Repeat("1", matrix.MaxName)
+	if err := errors.Join(matrix.CheckName(name), matrix.CheckName(version)); err != nil {
+		t.Fatal(err)
+	}
+	m, src := cells[0].Module, cells[0].Inputs.Source // of both cells
+	m.Name, m.Version, src.Name, src.Version = name, version, name, version
+	got, err := c.Collect(t.Context(), built(t, c, fit(cells)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Refused) > 0 || len(got.Packages) != 3 {
+		t.Errorf("%d packages, refused: %v", len(got.Packages), got.Refused)
+	}
+}

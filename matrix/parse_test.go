@@ -183,7 +183,7 @@ func TestCheckName(t *testing.T) {
 	for s, want := range map[string]bool{
 		"acpi-call": true, "1.2+git~3_x": true, "a": true,
 		"": false, ".": false, "..": false, "-a": false, "a/b": false, "a b": false, "a\n": false, "é": false,
-		strings.Repeat("a", maxName+1): false,
+		strings.Repeat("a", MaxName+1): false,
 	} {
 		if err := CheckName(s); (err == nil) != want {
 			t.Errorf("CheckName(%q) = %v, want accepted %v", s, err, want)

@@ -13,8 +13,9 @@ import (
 	"github.com/kofarm/kofarm/matrix/kernel"
 )
 
-// maxName is the longest name or version of a module in bytes: both and a release fit in a file's name.
-const maxName = 80
+// MaxName is the longest name or version of a module in bytes: both fit in a file's name (255 bytes) together
+// with a release, which has at most as many, and what packagers add; they take as many.
+const MaxName = 64
 
 var (
 	nameRegexp         = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
@@ -26,10 +27,10 @@ var (
 )
 
 // CheckName says whether s may be the name or the version of a module: a letter or digit, then letters,
-// digits and ._+~-, at most 80 bytes. Such a string is safe as one component of a path.
+// digits and ._+~-, at most MaxName bytes. Such a string is safe as one component of a path.
 func CheckName(s string) error {
-	if len(s) > maxName {
-		return fmt.Errorf("want at most %d bytes", maxName)
+	if len(s) > MaxName {
+		return fmt.Errorf("want at most %d bytes", MaxName)
 	}
 	if !nameRegexp.MatchString(s) {
 		return errors.New("want a letter or digit, then letters, digits and ._+~-")
