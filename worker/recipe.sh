@@ -408,7 +408,8 @@ check_exclusions
 check_source
 choose_compiler
 check_depends
-cp -a "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
+# Of an owner who is not known in the container, nothing can be made; here all is root's.
+cp -dR --preserve=mode,timestamps,links "$source_dir/" "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
 cd "$build_dir" || fail copy 15 "the source cannot be copied to $build_dir"
 apply_patches
 script pre_build "${PRE_BUILD:-}"
