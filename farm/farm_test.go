@@ -100,13 +100,20 @@ func TestFirstError(t *testing.T) {
 		{"linker", "x.o: in function `f': undefined reference to `g'\nmake: *** [x] Error 1\n", "x.o: in function `f': undefined reference to `g'"},
 		{"shell", "./configure: line 3: bc: command not found\n", "./configure: line 3: bc: command not found"},
 		{"make only", "make: *** No rule to make target 'x'.  Stop.\n", "make: *** No rule to make target 'x'.  Stop."},
-		{"the recipe", "kofarm: failed: modules: the build made no x.ko\n", "kofarm: failed: modules: the build made no x.ko"},
+		{"only the recipe's own", "# phase: make\nmake: Leaving directory '/x'\n# exit code: 0\nkofarm: failed: modules: error: the build made no x.ko\n", ""},
+		{"the last line before the recipe's", "  patching\nI give up\n\n# exit code: 1\nkofarm: failed: pre_build: the script ended with status 1\nlate\n", "I give up"},
+		{"stopped", "  CC [M]  x.o\nstill at it\n", ""},
+		{"patch", "patching file ok.c\nHunk #1 FAILED at 1.\n1 out of 1 hunk FAILED -- saving rejects to file ok.c.rej\nkofarm: failed: patch: a.patch\n", "Hunk #1 FAILED at 1."},
+		{"fork", "p.sh: fork: Resource temporarily unavailable\nmake: *** [x] Error 1\n", "p.sh: fork: Resource temporarily unavailable"},
+		{"carriage return in a script", "build: line 324: p.sh: cannot execute: required file not found\n", "build: line 324: p.sh: cannot execute: required file not found"},
+		{"colours", "\x1b[01m\x1b[Kx.c:1:1:\x1b[m\x1b[K \x1b[01;31m\x1b[Kerror: \x1b[m\x1b[Kred\n", "x.c:1:1: error: red"},
+		{"a word in colour", "\x1b[31merror: red\x1b[0m\n", "error: red"},
 		{"quoted source", "   12 | error: shown by the compiler below\nx.c:2:1: error: real\n", "x.c:2:1: error: real"},
 		{"carriage return", "x.c:1:1: error: a\r\n", "x.c:1:1: error: a"},
 		{"no newline", "x.c:1:1: error: a", "x.c:1:1: error: a"},
 		{"after a long line", strings.Repeat("x", 3*maxLine) + "\nx.c:1:1: error: a\n", "x.c:1:1: error: a"},
 		{"in a long line's end", strings.Repeat("x", 3*maxLine) + ": error: a\n", ""},
-		{"control characters", "x.c:1:1: error: \x1b[31mred\x00\n", "x.c:1:1: error:  [31mred "},
+		{"control characters", "x.c:1:1: error: \x1b]red\x00\n", "x.c:1:1: error:  ]red "},
 	}
 	for _, tt := range tests {
 		if got, err := firstError(strings.NewReader(tt.log)); got != tt.want || err != nil {

@@ -18,26 +18,48 @@ const maxText = 500
 var errorLines = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)^[^ ].*:\d+(:\d+)?: (fatal )?error:`), // a compiler
 	regexp.MustCompile(`^(ERROR: modpost:|ERROR:|error:)`),        // modpost and scripts
-	regexp.MustCompile(`: (fatal error|undefined reference|command not found|No such file or directory)`),
+	regexp.MustCompile(`: (fatal error|undefined reference|command not found|cannot execute|No such file or directory|` +
+		`Permission denied|Resource temporarily unavailable|Cannot allocate memory|No space left on device)|^Hunk #\d+ FAILED`),
 	regexp.MustCompile(`\*\*\* .*(Error|Stop)`), // make
 	regexp.MustCompile(`(?i)\berror\b`),
-	regexp.MustCompile(`^kofarm: `),
 }
 
 // suspicious are the words without which no line is one of the above.
-var suspicious = regexp.MustCompile(`(?i)error|undefined reference|command not found|no such file|\*\*\*|^kofarm: `)
+var suspicious = regexp.MustCompile(`(?i)error|undefined reference|command not found|cannot execute|no such file|permission denied|` +
+	`resource temporarily|cannot allocate|no space left|\*\*\*|^hunk #`)
+
+// control is a terminal's control sequence (ECMA-48, 5.4), such as one that sets a colour.
+var control = regexp.MustCompile(`\x1b\[[0-?]*[ -/]*[@-~]`)
+
+// verdict begins the recipe's last line, which the record has, too.
+const verdict = "kofarm: failed: "
+
+// frame are lines that say nothing of what went wrong: the recipe's and make's own.
+var frame = regexp.MustCompile(`^(# |kofarm: failed: |make(\[\d+\])?: (Entering|Leaving) directory |\s*$)`)
 
 // maxLine bounds how much of a line is looked at, in bytes.
 const maxLine = 4096
 
-// firstError gives the log's first line of the surest kind that it has.
+// firstError gives the log's first line of the surest kind that it has. Where it
+// has none, and the recipe says that the build has failed, it is the last line
+// before that.
 func firstError(log io.Reader) (string, error) {
 	found := make([]string, len(errorLines))
+	var last []byte
+	failed := false
 	lines := bufio.NewReaderSize(log, maxLine)
 	for found[0] == "" {
 		line, err := readLine(lines)
+		if bytes.IndexByte(line, 0x1b) >= 0 {
+			line = control.ReplaceAll(line, nil)
+		}
 		if kind := kindOf(line); kind >= 0 && found[kind] == "" {
 			found[kind] = clip(string(line))
+		}
+		if bytes.HasPrefix(line, []byte(verdict)) {
+			failed = true
+		} else if !failed && !frame.Match(line) {
+			last = append(last[:0], line...)
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -51,7 +73,10 @@ func firstError(log io.Reader) (string, error) {
 			return f, nil
 		}
 	}
-	return "", nil
+	if !failed {
+		return "", nil
+	}
+	return clip(string(last)), nil
 }
 
 // readLine gives the first maxLine bytes of the next line, without its end.
@@ -68,7 +93,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 
 // kindOf gives the index in errorLines of a line's kind, -1 for a harmless one.
 func kindOf(line []byte) int {
-	if !suspicious.Match(line) {
+	if !suspicious.Match(line) || bytes.HasPrefix(line, []byte(verdict)) {
 		return -1
 	}
 	return slices.IndexFunc(errorLines, func(re *regexp.Regexp) bool { return re.Match(line) })
