@@ -108,6 +108,19 @@ type Problem struct {
 // String tells the problem in one line.
 func (p Problem) String() string { return fmt.Sprintf("%s: %s: %s", p.Module, p.Kind, p.Detail) }
 
+// Reasons tells why the build has failed or was excluded, or what is wrong with
+// its modules: each in one line, none if all is well.
+func (rec *Record) Reasons() []string {
+	if rec.Outcome != Built {
+		return []string{rec.Phase + ": " + rec.Message}
+	}
+	var why []string
+	for _, p := range rec.Check.Problems {
+		why = append(why, p.String())
+	}
+	return why
+}
+
 // records keeps records in a store, each as an OCI manifest whose config is the
 // record and whose layers are its blobs, so that a registry can hold it too.
 type records struct{ s *store.Store }

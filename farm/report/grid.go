@@ -18,6 +18,7 @@ type Grid struct {
 	cells   map[gridKey]farm.Status
 	tests   map[gridKey]*farm.Tested
 	rows    []gridRow
+	wrong   []string // of each cell that is not as it should be, why
 	counts  map[farm.Status]int
 }
 
@@ -34,10 +35,11 @@ type gridRow struct {
 	Arch    string      `json:"arch"`
 	Key     string      `json:"key,omitzero"`
 	Status  farm.Status `json:"status"`
-	Phase   string      `json:"phase,omitzero"`
+	Phase   string      `json:"phase,omitzero"` // where it failed; "check" for modules that do not fit
 	Message string      `json:"message,omitzero"`
-	Verdict string      `json:"verdict,omitzero"` // in its own kernel
-	TestOK  *bool       `json:"testOK,omitzero"`  // whether that is as expected
+	First   string      `json:"firstError,omitzero"` // of the log
+	Verdict string      `json:"verdict,omitzero"`    // in its own kernel
+	TestOK  *bool       `json:"testOK,omitzero"`     // whether that is as expected
 }
 
 // NewGrid makes an empty grid.
@@ -63,13 +65,38 @@ func (g *Grid) Add(c *farm.Cell, status farm.Status, rec *farm.Record, test *far
 	row := gridRow{Module: c.Module.Name, Version: c.Module.Version, Release: c.Kernel.Release, Arch: c.Kernel.Arch,
 		Key: c.Key, Status: status}
 	if rec != nil {
-		row.Phase, row.Message = rec.Phase, rec.Message
+		row.Phase, row.Message, row.First = rec.Phase, rec.Message, rec.FirstError
+		if status == farm.CheckFailed {
+			row.Phase, row.Message = "check", strings.Join(rec.Reasons(), "; ")
+		}
 	}
 	if test != nil {
 		g.tests[gridKey{c.Module, c.Kernel}] = test
 		row.Verdict, row.TestOK = string(test.Verdict), &test.OK
 	}
+	if w := why(status, rec, test); w != "" {
+		g.wrong = append(g.wrong, c.Name()+" "+w)
+	}
 	g.rows = append(g.rows, row)
+}
+
+// why says in few lines why a cell is not as it should be; "" if it is.
+func why(status farm.Status, rec *farm.Record, test *farm.Tested) string {
+	switch {
+	case status == farm.Status(farm.Failed) || status == farm.CheckFailed:
+		reasons := rec.Reasons()
+		s := fmt.Sprintf("%s: %s", status, reasons[0])
+		if len(reasons) > 1 {
+			s += fmt.Sprintf("; and %d more", len(reasons)-1)
+		}
+		if rec.FirstError != "" {
+			s += "\n    " + rec.FirstError
+		}
+		return s
+	case test.Wrong() && test.Verdict != "":
+		return "test failed: " + test.Summary()
+	}
+	return ""
 }
 
 // marks are what the grid shows for a status.
@@ -85,6 +112,7 @@ var marks = []struct {
 }
 
 // Text writes the grid: a row for each kernel, a column for each module version.
+// Below it stands what is wrong.
 func (g *Grid) Text(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprint(t, "KERNEL")
@@ -101,6 +129,11 @@ func (g *Grid) Text(w io.Writer) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	for _, why := range g.wrong {
+		if _, err := fmt.Fprintln(w, why); err != nil {
+			return err
+		}
 	}
 	var parts []string
 	for _, m := range marks {

@@ -121,22 +121,46 @@ func (a *app) printLog(ctx context.Context, module, release, file string) error 
 		return err
 	}
 	name, version, _ := strings.Cut(module, "/")
+	var errs []error // why there is no log
 	for _, c := range s.plan.Cells {
 		if c.Module.Name != name || c.Kernel.Release != release || (version != "" && c.Module.Version != version) {
 			continue
 		}
+		if c.Excluded {
+			errs = append(errs, fmt.Errorf("%s is not built: %s", c.Name(), c.Why))
+			continue
+		}
 		log, err := farm.OpenLog(s.store, c)
 		if errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("%s has not been built yet", c.Name())
+			errs = append(errs, fmt.Errorf("%s has not been built yet", c.Name()))
+			continue
 		}
 		if err != nil {
 			return infrastructure(err)
 		}
-		defer log.Close()
 		_, err = io.Copy(a.stdout, log)
-		return infrastructure(err)
+		if err := errors.Join(err, log.Close()); err != nil {
+			return infrastructure(err)
+		}
+		a.sayStatus(s.store, c)
+		return nil
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 	return fmt.Errorf("%s has no cell %s on %s; `kofarm plan` lists them", file, module, release)
+}
+
+// sayStatus tells what is wrong with a cell. A log does not always: it ends where
+// a build is stopped, and the modules are checked afterwards.
+func (a *app) sayStatus(s *store.Store, c *farm.Cell) {
+	status, rec := farm.StatusOf(s, c)
+	if rec == nil || a.quiet {
+		return
+	}
+	for _, why := range rec.Reasons() {
+		fmt.Fprintf(a.stderr, "kofarm: %s: %s: %s\n", c.Name(), status, why)
+	}
 }
 
 func (a *app) versionCommand() *cobra.Command {
