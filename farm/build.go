@@ -32,6 +32,9 @@ type Assembler interface {
 // Observer is told what happens while cells are built. Its methods are called
 // from several goroutines.
 type Observer interface {
+	// Preparing tells that the cell's image is assembled, and that what it lacks
+	// is downloaded.
+	Preparing(c *Cell)
 	Started(c *Cell)
 	// Retrying tells of an infrastructure fault, and when the cell is tried again.
 	Retrying(c *Cell, wait time.Duration, err error)
@@ -148,6 +151,7 @@ func (b *Builder) buildCell(ctx context.Context, c *Cell, upon []*Result, slots 
 		wait = time.Second
 	}
 	for try, losses := 0, 0; ; try++ {
+		b.Observer.Preparing(c)
 		rec, err := b.attempt(ctx, c, upon, slots)
 		switch {
 		case err == nil:

@@ -131,13 +131,15 @@ func (f runnerFunc) Run(ctx context.Context, task worker.Task) (worker.Result, e
 
 // observed remembers what it is told.
 type observed struct {
-	mu       sync.Mutex
-	started  int
-	retrying []string
-	finished int
+	mu        sync.Mutex
+	preparing int
+	started   int
+	retrying  []string
+	finished  int
 }
 
-func (o *observed) Started(*Cell) { o.mu.Lock(); defer o.mu.Unlock(); o.started++ }
+func (o *observed) Preparing(*Cell) { o.mu.Lock(); defer o.mu.Unlock(); o.preparing++ }
+func (o *observed) Started(*Cell)   { o.mu.Lock(); defer o.mu.Unlock(); o.started++ }
 func (o *observed) Retrying(_ *Cell, wait time.Duration, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

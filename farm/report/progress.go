@@ -14,7 +14,8 @@ import (
 )
 
 // Progress prints a line for each cell that ends. On a terminal it also keeps a
-// view of running cells and counts below them.
+// view of running cells and counts below them. Else it says once that images are
+// being prepared, which takes its time where much has to be downloaded.
 type Progress struct {
 	mu      sync.Mutex
 	w       io.Writer
@@ -24,7 +25,8 @@ type Progress struct {
 	cached  int
 	counts  map[farm.Outcome]int
 	running []run
-	drawn   int // lines of the live view on the screen
+	said    bool // that images are being prepared
+	drawn   int  // lines of the live view on the screen
 	stop    chan struct{}
 	stopped sync.WaitGroup
 	closing sync.Once
@@ -33,8 +35,9 @@ type Progress struct {
 var _ farm.Observer = (*Progress)(nil)
 
 type run struct {
-	cell  *farm.Cell
-	since time.Time
+	cell    *farm.Cell
+	since   time.Time
+	started bool // its image is there
 }
 
 // NewProgress makes a Progress for so many cells. The width is the terminal's, 0
@@ -63,11 +66,24 @@ func (p *Progress) tick() {
 	}
 }
 
+// Preparing implements farm.Observer.
+func (p *Progress) Preparing(c *farm.Cell) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = append(p.running, run{c, time.Now(), false})
+	said := ""
+	if p.width == 0 && !p.said {
+		said, p.said = "preparing images; what the store lacks is downloaded\n", true
+	}
+	p.redraw(said)
+}
+
 // Started implements farm.Observer.
 func (p *Progress) Started(c *farm.Cell) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.running = append(p.running, run{c, time.Now()})
+	p.forget(c)
+	p.running = append(p.running, run{c, time.Now(), true})
 	p.redraw("")
 }
 
@@ -165,7 +181,11 @@ func (p *Progress) redraw(text string) {
 			p.draw("  … and %d more", len(p.running)-i)
 			break
 		}
-		p.draw("  %4.0fs %s", time.Since(r.since).Seconds(), r.cell.Name())
+		doing := ""
+		if !r.started {
+			doing = ": preparing its image"
+		}
+		p.draw("  %4.0fs %s%s", time.Since(r.since).Seconds(), r.cell.Name(), doing)
 	}
 	p.draw("%d/%d cells: %d built, %d excluded, %d failed, %d from the store", p.done, p.total,
 		p.counts[farm.Built], p.counts[farm.Excluded], p.counts[farm.Failed]+p.counts[farm.Infrastructure], p.cached)

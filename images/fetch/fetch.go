@@ -149,6 +149,7 @@ func (c *Client) download(ctx context.Context, f File) (string, error) {
 		_ = os.Remove(part.Name()) // ours, and empty; nobody else can hold its lock
 		return path, nil
 	}
+	c.log().Debug("downloading", "file", f.name(), "bytes", f.Size)
 	if err := c.tryMirrors(ctx, f, part); err != nil {
 		return "", err
 	}

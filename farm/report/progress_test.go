@@ -1,0 +1,54 @@
+package report
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/matrix"
+)
+
+// TestProgress shows a cell from its preparation to its end, on a terminal and on
+// what is none.
+func TestProgress(t *testing.T) {
+	c := &farm.Cell{Cell: &matrix.Cell{Module: &matrix.ModuleVersion{Name: "a", Version: "1"}, Kernel: &matrix.Kernel{Release: "k", Arch: "x86_64"}}}
+	steps := []struct {
+		name         string
+		do           func(*Progress)
+		view, piped  string
+		afterSeconds time.Duration
+	}{
+		{"preparing", func(p *Progress) { p.Preparing(c) }, "     3s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
+			"preparing images; what the store lacks is downloaded\n", 3},
+		{"trying again", func(p *Progress) { p.Retrying(c, time.Second, errors.New("no net")) }, "0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
+			"trying again   a/1 on k (x86_64) in 1s\n    no net\n", 0},
+		{"preparing again", func(p *Progress) { p.Preparing(c) }, "     2s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 2},
+		{"started", func(p *Progress) { p.Started(c) }, "     1s a/1 on k (x86_64)\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 1},
+		{"finished", func(p *Progress) {
+			p.Finished(&farm.Result{Cell: c, Outcome: farm.Built, Record: &farm.Record{Outcome: farm.Built, Seconds: 1}})
+		}, "1/1 cells: 1 built, 0 excluded, 0 failed, 0 from the store\n", "built          a/1 on k (x86_64) in 1.0s\n", 0},
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var terminal, pipe strings.Builder
+		live, plain := NewProgress(&terminal, 1, 100), NewProgress(&pipe, 1, 0)
+		for _, s := range steps {
+			pipe.Reset()
+			s.do(live)
+			s.do(plain)
+			time.Sleep(s.afterSeconds * time.Second)
+			synctest.Wait()
+			view := terminal.String()
+			if i := strings.LastIndex(view, "\x1b[J"); i >= 0 {
+				view = view[i+len("\x1b[J"):]
+			}
+			if !strings.HasSuffix(view, s.view) || pipe.String() != s.piped {
+				t.Errorf("%s: got %q and %q, want %q and %q", s.name, view, pipe.String(), s.view, s.piped)
+			}
+		}
+		live.Close()
+		plain.Close()
+	})
+}
