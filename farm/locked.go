@@ -233,14 +233,18 @@ type PackageError struct {
 	Err     error
 }
 
-// Error names the package, its digest, every place that was tried, and ways out.
+// Error names the package, its digest, the places that were tried, and ways out.
 func (e *PackageError) Error() string {
 	p := e.Package
-	return fmt.Sprintf("package %s (%s) is not in the store, and cannot be had: %v\n"+
-		"want sha256 %s, %d bytes, tried:\n  %s\n"+
-		"Ways out: name a mirror or an archive of snapshots in archives.%s.fallbacks, such as https://snapshot.debian.org/archive/debian/%s/; "+
-		"build from a bundle; or move on with `kofarm lock --update %s`",
-		p, p.Arch, e.Err, p.SHA256, p.Size, strings.Join(p.URLs, "\n  "), p.Distribution, matrix.Timestamp, p.Name)
+	missing := fmt.Sprintf("package %s (%s) is not in the store, and cannot be had: ", p, p.Arch)
+	if errors.Is(e.Err, fetch.ErrOffline) {
+		return missing + "this run is offline\n" +
+			"Ways out: run without --offline; or build from a bundle that has it, which `kofarm bundle` makes where there is a network"
+	}
+	return fmt.Sprintf("%s%v\nwant sha256 %s, %d bytes\n"+
+		"Ways out: run again later, with a mirror that has it, or with an archive of snapshots in archives.%s.fallbacks, such as https://snapshot.debian.org/archive/debian/%s/; "+
+		"build from a bundle; or, where the lock pins it, move on with `kofarm lock --update %s`",
+		missing, e.Err, p.SHA256, p.Size, p.Distribution, matrix.Timestamp, p.Name)
 }
 
 // Unwrap gives the fetcher's error.

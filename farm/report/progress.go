@@ -92,7 +92,7 @@ func (p *Progress) Retrying(c *farm.Cell, wait time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forget(c)
-	p.redraw(fmt.Sprintf("%-14s %s in %s\n    %v\n", "trying again", c.Name(), wait, err))
+	p.redraw(fmt.Sprintf("%-14s %s in %s\n    %s\n", "trying again", c.Name(), wait, firstLine(err)))
 }
 
 // Finished implements farm.Observer.
@@ -148,7 +148,7 @@ func line(r *farm.Result) string {
 	}
 	b.WriteByte('\n')
 	if r.Err != nil {
-		fmt.Fprintf(&b, "    %v\n", r.Err)
+		fmt.Fprintf(&b, "    %s\n", firstLine(r.Err)) // the rest is told at the end, once for all cells
 	}
 	if rec := r.Record; rec != nil {
 		if rec.Message != "" {
@@ -166,6 +166,11 @@ func line(r *farm.Result) string {
 		}
 	}
 	return b.String()
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
 }
 
 // redraw prints text above the live view, which it draws again.

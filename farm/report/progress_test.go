@@ -16,14 +16,14 @@ import (
 func TestProgress(t *testing.T) {
 	c := &farm.Cell{Cell: &matrix.Cell{Module: &matrix.ModuleVersion{Name: "a", Version: "1"}, Kernel: &matrix.Kernel{Release: "k", Arch: "x86_64"}}}
 	steps := []struct {
-		name         string
-		do           func(*Progress)
-		view, piped  string
-		afterSeconds time.Duration
+		name        string
+		do          func(*Progress)
+		view, piped string
+		takes       time.Duration
 	}{
 		{"preparing", func(p *Progress) { p.Preparing(c) }, "     3s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
 			"preparing images; what the store lacks is downloaded\n", 3},
-		{"trying again", func(p *Progress) { p.Retrying(c, time.Second, errors.New("no net")) }, "0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
+		{"trying again", func(p *Progress) { p.Retrying(c, time.Second, errors.New("no net\nways out")) }, "0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
 			"trying again   a/1 on k (x86_64) in 1s\n    no net\n", 0},
 		{"preparing again", func(p *Progress) { p.Preparing(c) }, "     2s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 2},
 		{"started", func(p *Progress) { p.Started(c) }, "     1s a/1 on k (x86_64)\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 1},
@@ -38,7 +38,7 @@ func TestProgress(t *testing.T) {
 			pipe.Reset()
 			s.do(live)
 			s.do(plain)
-			time.Sleep(s.afterSeconds * time.Second)
+			time.Sleep(s.takes * time.Second)
 			synctest.Wait()
 			view := terminal.String()
 			if i := strings.LastIndex(view, "\x1b[J"); i >= 0 {
