@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -207,7 +208,7 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, upon []*Result, slots *s
 	if err != nil {
 		return nil, errors.Join(err, log.abort())
 	}
-	rec, out, err := b.judge(res, limits, output, log)
+	rec, out, err := b.judge(c, res, limits, output, log)
 	if err != nil {
 		return nil, err
 	}
@@ -239,18 +240,22 @@ func (b *Builder) run(ctx context.Context, c *Cell, slots *slots, task worker.Ta
 }
 
 // judge makes a record of what a run has given, and stores its blobs.
-func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File, log *logWriter) (_ *Record, out worker.Output, err error) {
+func (b *Builder) judge(c *Cell, res worker.Result, limits worker.Limits, output *os.File, log *logWriter) (_ *Record, out worker.Output, err error) {
 	rec := &Record{Outcome: Failed, Seconds: res.Duration.Seconds(), MemoryPeak: res.MemoryPeak}
 	if rec.Log, err = log.commit(); err != nil {
 		return nil, out, err
 	}
-	if phase, message := abnormal(res, limits); phase != "" {
-		rec.Phase, rec.Message = phase, message
-	} else {
-		info, err := output.Stat()
+	info, err := output.Stat()
+	if err != nil {
+		return nil, out, err
+	}
+	if phase, message := abnormal(c, res, limits, info.Size()); phase != "" {
+		step, err := (records{b.Store}).lastPhase(rec.Log)
 		if err != nil {
 			return nil, out, err
 		}
+		rec.Phase, rec.Message = phase, message+step
+	} else {
 		out, err = worker.ReadOutput(output, info.Size())
 		switch {
 		case err == nil:
@@ -275,6 +280,9 @@ func (b *Builder) judge(res worker.Result, limits worker.Limits, output *os.File
 		if rec.FirstError, err = (records{b.Store}).firstError(rec.Log); err != nil {
 			return nil, out, err
 		}
+		if strings.Contains(rec.FirstError, noProcess) {
+			rec.Message += fmt.Sprintf("; perhaps it needs more than %d processes at a time (limits.processes)", limits.Processes)
+		}
 	}
 	return rec, out, b.storeBlobs(rec, out)
 }
@@ -283,15 +291,23 @@ func diskFull(limits worker.Limits) string {
 	return fmt.Sprintf("the build has filled its disk of %d bytes (limits.disk)", limits.Disk)
 }
 
+// noProcess is what programs say of EAGAIN, which fork gives at the limit of processes.
+const noProcess = "Resource temporarily unavailable"
+
 // abnormal names the phase and the message of a run that did not end by itself.
-func abnormal(res worker.Result, limits worker.Limits) (phase, message string) {
+// written is the size of its output in bytes.
+func abnormal(c *Cell, res worker.Result, limits worker.Limits, written int64) (phase, message string) {
 	switch {
+	case res.Ending == worker.TimedOut && c.Timeout > 0:
+		return "timeout", fmt.Sprintf("the build was stopped after %s (the module's timeout)", limits.Timeout)
 	case res.Ending == worker.TimedOut:
 		return "timeout", fmt.Sprintf("the build was stopped after %s (limits.timeout)", limits.Timeout)
 	case res.Ending == worker.OutOfMemory:
 		return "memory", fmt.Sprintf("the build needs more than %d bytes of memory (limits.memory)", limits.Memory)
+	case res.Ending == worker.TooMuchOutput && limits.Output > 0 && written >= limits.Output:
+		return "output", fmt.Sprintf("what was built has more than %d bytes (limits.output)", limits.Output)
 	case res.Ending == worker.TooMuchOutput:
-		return "output", fmt.Sprintf("the build has written more than %d bytes of log (limits.log) or %d of output (limits.output)", limits.Log, limits.Output)
+		return "output", fmt.Sprintf("the build has written more than %d bytes of log (limits.log)", limits.Log)
 	case res.ExitCode != 0 && res.DiskFull:
 		return "disk", diskFull(limits)
 	case res.ExitCode != 0:

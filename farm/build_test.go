@@ -207,9 +207,15 @@ func TestOutcomes(t *testing.T) {
 		{"built, but does not fit", run(worker.Built, map[string][]byte{"x": []byte("no ELF")}, "", exits), Built, "", "", "", 1},
 		{"excluded", run(worker.Excluded, nil, "a.c:1:2: error: not this\n", exits), Excluded, "", "", "", 0},
 		{"failed", run(worker.Failed, nil, "make: *** [x] Error 1\nhello.c:3:5: error: no such thing\n", exits), Failed, "make", "make ended", "hello.c:3:5: error: no such thing", 0},
-		{"timeout", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.TimedOut })), Failed, "timeout", "limits.timeout", "", 0},
+		{"timeout", run("", nil, "# phase: prepare\n# phase: make\n  CC x.o\n", with(func(r *worker.Result) { r.Ending = worker.TimedOut })), Failed, "timeout", "after 1m0s (limits.timeout), in phase make", "", 0},
 		{"memory", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.OutOfMemory })), Failed, "memory", "limits.memory", "", 0},
-		{"log", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.TooMuchOutput })), Failed, "output", "limits.log", "", 0},
+		{"log", run("", nil, "", with(func(r *worker.Result) { r.Ending = worker.TooMuchOutput })), Failed, "output", "more than 2000 bytes of log (limits.log)", "", 0},
+		{"output", func(_ context.Context, task worker.Task) (worker.Result, error) {
+			_, err := task.Output.Write(make([]byte, task.Limits.Output))
+			return with(func(r *worker.Result) { r.Ending = worker.TooMuchOutput }), err
+		}, Failed, "output", "more than 1048576 bytes (limits.output)", "", 0},
+		{"processes", run(worker.Failed, nil, "make: fork: Resource temporarily unavailable\nmake: *** [x] Error 1\n", exits), Failed, "make", "more than 64 processes at a time (limits.processes)",
+			"make: fork: Resource temporarily unavailable", 0},
 		{"disk", run(worker.Failed, nil, "", with(func(r *worker.Result) { r.DiskFull = true })), Failed, "make", "limits.disk", "", 0},
 		{"disk, and no report", run("", nil, "", with(func(r *worker.Result) { r.DiskFull, r.ExitCode = true, 1 })), Failed, "disk", "limits.disk", "", 0},
 		{"recipe died", run("", nil, "", with(func(r *worker.Result) { r.ExitCode = 137 })), Failed, "recipe", "status 137", "", 0},
@@ -218,6 +224,7 @@ func TestOutcomes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b, _ := builder(openStore(t), tt.run)
+			b.Limits = worker.Limits{Timeout: time.Minute, Log: 2000, Output: 1 << 20, Processes: 64}
 			results, err := b.Build(t.Context(), testCells(t, 1))
 			if err != nil {
 				t.Fatal(err)
@@ -230,6 +237,22 @@ func TestOutcomes(t *testing.T) {
 				t.Errorf("check: %+v, packable %t", r.Record.Check, r.Packable())
 			}
 		})
+	}
+}
+
+// TestTimeout names the setting that a build was stopped by.
+func TestTimeout(t *testing.T) {
+	b, _ := builder(openStore(t), func(context.Context, worker.Task) (worker.Result, error) {
+		return worker.Result{Ending: worker.TimedOut}, nil
+	})
+	cells := testCells(t, 1)
+	cells[0].Timeout = 5 * time.Second
+	results, err := b.Build(t.Context(), cells)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := results[0].Record.Message, "the build was stopped after 5s (the module's timeout)"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

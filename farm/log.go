@@ -79,6 +79,28 @@ func firstError(log io.Reader) (string, error) {
 	return clip(string(last)), nil
 }
 
+// phaseLine begins the line by which the recipe begins a phase.
+const phaseLine = "# phase: "
+
+// lastPhase gives the phase in which the log ends, as the end of a sentence; "" where
+// it has none.
+func lastPhase(log io.Reader) (string, error) {
+	last := ""
+	lines := bufio.NewReaderSize(log, maxLine)
+	for {
+		line, err := readLine(lines)
+		if phase, ok := bytes.CutPrefix(line, []byte(phaseLine)); ok {
+			last = ", in phase " + clip(string(phase))
+		}
+		if errors.Is(err, io.EOF) {
+			return last, nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}
+
 // readLine gives the first maxLine bytes of the next line, without its end.
 func readLine(r *bufio.Reader) ([]byte, error) {
 	line, err := r.ReadSlice('\n')

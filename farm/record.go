@@ -291,13 +291,19 @@ func (r records) log(b Blob) (io.ReadCloser, error) {
 }
 
 // firstError finds the first error that a stored log tells of.
-func (r records) firstError(b Blob) (_ string, err error) {
+func (r records) firstError(b Blob) (string, error) { return r.find(b, firstError) }
+
+// lastPhase finds in which phase a stored log ends, as the end of a sentence; ""
+// where it has none.
+func (r records) lastPhase(b Blob) (string, error) { return r.find(b, lastPhase) }
+
+func (r records) find(b Blob, in func(io.Reader) (string, error)) (_ string, err error) {
 	log, err := r.log(b)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	return firstError(log)
+	return in(log)
 }
 
 func sha256hex(data []byte) string {
