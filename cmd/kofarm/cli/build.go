@@ -34,9 +34,10 @@ func (a *app) buildCommand() *cobra.Command {
 		Long: `build builds every cell that the store does not hold as built or excluded, and writes
 packages and results.json.
 
-With --cell it builds only the cells that are chosen. Packages and results.json are
-still those of the whole farm: of the other cells they have what the store holds, as
-kofarm package does. What is printed, and the exit status, are about the chosen cells.`,
+With --cell it builds only the cells that are chosen, and those that they are built
+upon. Packages and results.json are still those of the whole farm: of the other cells
+they have what the store holds, as kofarm package does. What is printed, and the exit
+status, are about the cells that are built.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.bundle != "" && len(args) > 0 {
@@ -97,6 +98,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
+	cells = farm.WithNeeds(s.plan.Cells, cells)
 	c, err := s.collector(ctx, f.output)
 	if err != nil {
 		return err

@@ -93,6 +93,7 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 	if err != nil {
 		return err
 	}
+	cells = farm.WithNeeds(s.plan.Cells, cells)
 	tests, err := a.tester(ctx, s, f)
 	if err != nil {
 		return err
