@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kofarm/kofarm/farm"
@@ -75,12 +76,16 @@ func (a *app) begin(file string) (*session, *farm.Preparer, error) {
 	return ses, p, nil
 }
 
-// openStore opens the store that --store names, or the environment.
+// openStore opens the store that --store names, or the environment. Where it is not
+// this user's to write to, the error says what to do.
 func (a *app) openStore() (*store.Store, error) {
 	if a.store == "" {
 		return nil, errors.New("no store is named: give --store a folder, or set KOFARM_STORE, or HOME for the one in its cache folder")
 	}
 	s, err := store.Open(a.store)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		err = fmt.Errorf("%w; kofarm writes to its store whatever it does: name another folder with --store or KOFARM_STORE", err)
+	}
 	return s, infrastructure(err)
 }
 
