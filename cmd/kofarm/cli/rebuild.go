@@ -75,17 +75,17 @@ func (a *app) rebuild(ctx context.Context, file string, paths []string, f rebuil
 	return a.verdict(r)
 }
 
-// verdict prints what was found, and turns it into the exit status.
+// verdict prints what was found, and turns it into the exit status. Quiet, it
+// prints only what is not reproduced.
 func (a *app) verdict(r *rebuild.Report) error {
-	switch {
-	case a.json:
+	if a.json {
 		data, err := json.MarshalIndent(r, "", " ")
 		if err != nil {
 			return err
 		}
 		fmt.Fprintln(a.stdout, string(data))
-	case !a.quiet:
-		a.printVerdicts(r)
+	} else {
+		a.printVerdicts(a.resultWriter(r.Verdict() == rebuild.Reproduced), r)
 	}
 	switch r.Verdict() {
 	case rebuild.Differs:
@@ -96,12 +96,15 @@ func (a *app) verdict(r *rebuild.Report) error {
 	return nil
 }
 
-func (a *app) printVerdicts(r *rebuild.Report) {
+func (a *app) printVerdicts(w io.Writer, r *rebuild.Report) {
 	for _, c := range r.Cells {
-		fmt.Fprintf(a.stdout, "%-11s %s/%s on %s (%s)%s\n", c.Verdict, c.Module, c.Version, c.Release, c.Arch, because(c.Reason))
+		if a.quiet && c.Verdict == rebuild.Reproduced {
+			continue
+		}
+		fmt.Fprintf(w, "%-11s %s/%s on %s (%s)%s\n", c.Verdict, c.Module, c.Version, c.Release, c.Arch, because(c.Reason))
 		for _, f := range c.Files {
 			if f.Verdict == rebuild.Differs {
-				a.printFile(f, "    ", shownDifferences)
+				printFile(w, f, "    ", shownDifferences)
 			}
 		}
 		for _, cause := range c.Causes {
@@ -109,40 +112,43 @@ func (a *app) printVerdicts(r *rebuild.Report) {
 			if cause.Proven {
 				word = "cause"
 			}
-			fmt.Fprintf(a.stdout, "    %s: %s: %s\n", word, cause.Kind, cause.Detail)
+			fmt.Fprintf(w, "    %s: %s: %s\n", word, cause.Kind, cause.Detail)
 		}
 	}
 	for _, f := range r.Files {
-		a.printFile(f, "", 1) // more is said of the cell
+		if a.quiet && f.Verdict == rebuild.Reproduced {
+			continue
+		}
+		printFile(w, f, "", 1) // more is said of the cell
 	}
-	fmt.Fprintf(a.stdout, "%d files are reproduced, %d differ, %d cannot be verified\n",
+	fmt.Fprintf(w, "%d files are reproduced, %d differ, %d cannot be verified\n",
 		r.Counts[string(rebuild.Reproduced)], r.Counts[string(rebuild.Differs)], r.Counts[string(rebuild.Cannot)])
 	if len(r.Varied) > 0 {
-		fmt.Fprintf(a.stdout, "varied, on %s: %s\n", strings.Join(r.Runtimes, " and "), strings.Join(r.Varied, ", "))
+		fmt.Fprintf(w, "varied, on %s: %s\n", strings.Join(r.Runtimes, " and "), strings.Join(r.Varied, ", "))
 	}
 }
 
 // shownDifferences is how many differences of a file are printed.
 const shownDifferences = 6
 
-func (a *app) printFile(f rebuild.FileVerdict, indent string, places int) {
+func printFile(w io.Writer, f rebuild.FileVerdict, indent string, places int) {
 	signed := ""
 	if f.Signed {
 		signed = ", but for signatures"
 	}
-	fmt.Fprintf(a.stdout, "%s%-11s %s%s%s\n", indent, f.Verdict, f.Path, signed, because(f.Reason))
+	fmt.Fprintf(w, "%s%-11s %s%s%s\n", indent, f.Verdict, f.Path, signed, because(f.Reason))
 	for i, d := range f.Differences {
 		if i == places {
-			fmt.Fprintf(a.stdout, "%s    and %d more places\n", indent, len(f.Differences)-i)
+			fmt.Fprintf(w, "%s    and %d more places\n", indent, len(f.Differences)-i)
 			break
 		}
-		fmt.Fprintf(a.stdout, "%s    %s\n", indent, d)
+		fmt.Fprintf(w, "%s    %s\n", indent, d)
 	}
 	if f.Kept != "" {
-		fmt.Fprintf(a.stdout, "%s    both versions: %s.was, %s.rebuilt\n", indent, f.Kept, f.Kept)
+		fmt.Fprintf(w, "%s    both versions: %s.was, %s.rebuilt\n", indent, f.Kept, f.Kept)
 	}
 	if f.Diffoscope != "" {
-		fmt.Fprintf(a.stdout, "%s    diffoscope says: %s\n", indent, f.Diffoscope)
+		fmt.Fprintf(w, "%s    diffoscope says: %s\n", indent, f.Diffoscope)
 	}
 }
 
