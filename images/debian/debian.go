@@ -63,8 +63,8 @@ func PocketOf(pocket string) (suite string, ok bool) {
 }
 
 // pockets lists what a suite consists of. Backports and proposed updates stand
-// upon their base suite; unstable and experimental have neither security nor
-// updates.
+// upon their base suite, experimental upon sid; these two have neither security
+// nor updates.
 func pockets(suite string) []pocket {
 	base, addition := suite, ""
 	for _, suffix := range []string{"-backports-sloppy", "-backports", "-proposed-updates"} {
@@ -73,8 +73,11 @@ func pockets(suite string) []pocket {
 			break
 		}
 	}
-	if base == "sid" || base == "unstable" || base == "experimental" {
+	switch base {
+	case "sid", "unstable":
 		return []pocket{{suite: base, kernels: true}}
+	case "experimental":
+		return []pocket{{suite: "sid"}, {suite: base, kernels: true}}
 	}
 	own := addition == ""
 	ps := []pocket{{suite: base, kernels: own}, {suite: base + "-updates", kernels: own}, {suite: base + "-security", security: true, kernels: own}}

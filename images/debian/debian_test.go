@@ -20,7 +20,7 @@ func TestPockets(t *testing.T) {
 			{"bullseye-backports-sloppy", false, true}},
 		"trixie-proposed-updates": {{"trixie", false, false}, {"trixie-updates", false, false}, {"trixie-security", true, false}, {"trixie-proposed-updates", false, true}},
 		"sid":                     {{"sid", false, true}},
-		"experimental":            {{"experimental", false, true}},
+		"experimental":            {{"sid", false, false}, {"experimental", false, true}},
 	}
 	for suite, want := range tests {
 		if got := pockets(suite); !slices.Equal(got, want) {
