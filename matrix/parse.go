@@ -56,7 +56,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.fail(Pos{}, "", "the file is empty", "it needs modules and kernels")
 		return nil
 	case err != nil:
-		d.syntax(err, lines.count)
+		d.syntax(err, data, lines.count)
 		return nil
 	}
 	switch err := decoder.Decode(&next); {
@@ -64,7 +64,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.fail(posOf(&next), "", "a second document", "a farm file is one document; remove the ---")
 		return nil
 	case !errors.Is(err, io.EOF):
-		d.syntax(err, lines.count)
+		d.syntax(err, data, lines.count)
 		return nil
 	}
 	if len(doc.Content) == 0 {
@@ -83,7 +83,7 @@ var yamlLine = regexp.MustCompile(`^line (\d+): `)
 // syntax reports an error of the YAML parser. It knows no column, and for its line it says where the
 // construct begins that it could not finish; how many lines it has read until then is closer to the
 // mistake, unless it looked for an end in vain.
-func (d *decoder) syntax(err error, lines int) {
+func (d *decoder) syntax(err error, data []byte, lines int) {
 	msg, begin := strings.TrimPrefix(err.Error(), "yaml: "), 0
 	if m := yamlLine.FindStringSubmatch(msg); m != nil {
 		begin, _ = strconv.Atoi(m[1])
@@ -92,7 +92,23 @@ func (d *decoder) syntax(err error, lines int) {
 	if strings.Contains(msg, "unexpected end of stream") && begin > 0 {
 		lines = begin
 	}
-	d.fail(Pos{Line: lines}, "", "not valid YAML: "+msg, "")
+	at, hint := Pos{Line: lines}, ""
+	if m := tabbed.FindIndex(line(data, lines)); m != nil {
+		at.Column, hint = m[1], "YAML takes no tabs: indent by spaces"
+	}
+	d.fail(at, "", "not valid YAML: "+msg, hint)
+}
+
+// tabbed is a tab that indents a line, up to it.
+var tabbed = regexp.MustCompile(`^ *\t`)
+
+// line gives the n-th line, from 1.
+func line(data []byte, n int) []byte {
+	all := bytes.SplitN(data, []byte{'\n'}, n+1)
+	if n < 1 || n > len(all) {
+		return nil
+	}
+	return all[n-1]
 }
 
 // lineReader hands out a line at a time and counts them.
