@@ -231,7 +231,10 @@ func (s *Source) findConf(ok func(name string) bool) error {
 		if d := strings.Count(h.Name, "/"); depth >= 0 && d >= depth {
 			return nil
 		}
-		if h.Typeflag != tar.TypeReg || h.Size > maxConf {
+		switch {
+		case h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeLink:
+			return fmt.Errorf("%s is a link to %s: put the file itself in its place", h.Name, h.Linkname)
+		case h.Typeflag != tar.TypeReg || h.Size > maxConf:
 			return fmt.Errorf("%s is no file of at most %d bytes", h.Name, maxConf)
 		}
 		data, err := io.ReadAll(io.LimitReader(r, maxConf))
