@@ -201,7 +201,7 @@ farm.yaml:5:75: no kernel has flavor "generic" in sid (there are amd64, cloud-am
 `},
 		{"rules", `
 kernels: [{suite: sid}]
-exclude: [{module: fop}, {module: "b*z"}]
+exclude: [{module: fop}, {module: "b*z"}, {suite: [sid, sdi]}, {distribution: debain}]
 include:
   - {module: baar}
   - {module: bar, release: 7.2.14+deb14-amd64}
@@ -211,6 +211,8 @@ include:
 `, `
 farm.yaml:7:20: no module "fop" (did you mean "foo"?)
 farm.yaml:7:35: no module "b*z" (did you mean "bar"?)
+farm.yaml:7:57: no suite "sdi" (did you mean "sid"?)
+farm.yaml:7:79: no distribution "debain" (did you mean "debian"?)
 farm.yaml:9:14: no module "baar" (did you mean "bar"?)
 farm.yaml:10:5: include matches no kernel (no kernel has release "7.2.14+deb14-amd64"; nearest: 7.2.13+deb14-amd64, 7.2.13+deb14-arm64, 7.2.13+deb14-rt-amd64)
 farm.yaml:11:5: include matches no kernel (nothing has flavor "cloud"; there are amd64, arm64, cloud-amd64, cloud-arm64 and rt-amd64)
@@ -236,7 +238,7 @@ func TestExpandWarnings(t *testing.T) {
 kernels:
   - {suites: [bookworm, trixie], releases: "6.1.*", arch: [x86_64, aarch64], flavors: [amd64]}
   - {release: 6.1.0-56-amd64, headers: h}
-exclude: [{module: foo, flavor: rt-amd64}, {release: "6.1.*", suite: sid}]
+exclude: [{module: foo, flavor: rt-amd64}, {release: "6.1.*", suite: trixie}, {version: "1.O"}, {release: ">=7"}]
 include: [{module: bar}]
 `)
 	_, warnings, err := Expand(f, debian)
@@ -252,7 +254,9 @@ include: [{module: bar}]
 		`farm.yaml:7:68: warning: no kernel of arch "aarch64" is chosen`,
 		`farm.yaml:8:5: warning: kernel 6.1.0-56-amd64 of x86_64 is not used: there is one already (selected by "6.1.*" (farm.yaml:7:44))`,
 		`farm.yaml:9:11: warning: exclude matches no cell (nothing has flavor "rt-amd64"; there is amd64)`,
-		`farm.yaml:9:44: warning: exclude matches no cell (nothing has suite "sid"; there is bookworm)`,
+		`farm.yaml:9:44: warning: exclude matches no cell (nothing has suite "trixie"; there is bookworm)`,
+		`farm.yaml:9:79: warning: exclude matches no cell (nothing has version "1.O"; did you mean "1.0"?)`,
+		`farm.yaml:9:97: warning: exclude matches no cell (no kernel has release ">=7"; there are 6.1.0-9-amd64 to 6.1.0-56-amd64)`,
 		`farm.yaml:10:11: warning: include changes nothing: its cells are there and not excluded`,
 	}
 	if !slices.Equal(got, want) {

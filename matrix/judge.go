@@ -84,7 +84,8 @@ func rulesOf(m *ModuleVersion, rules []*rule) (excludes, includes []*rule) {
 	return excludes, includes
 }
 
-// judge reports rules that name no module, match no cell or change nothing.
+// judge reports rules that name what the farm file does not, match no cell or change nothing. An exclude that
+// matches none is harmless: kernels, flavors and the versions of debs come and go.
 func (e *expander) judge(rules []*rule, choices []*choice) {
 	plan := make([]entry, len(choices))
 	for i, c := range choices {
@@ -92,7 +93,7 @@ func (e *expander) judge(rules []*rule, choices []*choice) {
 	}
 	for _, r := range rules {
 		switch {
-		case e.full(), e.unknownModule(r):
+		case e.full(), e.unknownNames(r):
 		case r.include && r.hits == 0:
 			e.fail(r.Pos, "", "include matches no kernel", e.miss(r, slices.Concat(plan, e.catalogue)))
 		case r.include && !r.changed:
@@ -103,13 +104,25 @@ func (e *expander) judge(rules []*rule, choices []*choice) {
 	}
 }
 
-// unknownModule reports names in the rule that are no module's.
-func (e *expander) unknownModule(r *rule) bool {
+// unknownNames reports names in the rule that are those of nothing in the farm file, whatever archives hold.
+func (e *expander) unknownNames(r *rule) bool {
+	var suites, distributions []string
+	for _, ix := range e.farm.Indexes() {
+		suites = union(suites, []string{ix.Suite})
+		distributions = union(distributions, []string{ix.Distribution})
+	}
 	unknown := false
-	for i, w := range r.Module {
-		if !slices.ContainsFunc(e.farm.Modules, func(m *ModuleVersion) bool { return r.module[i].match(m.Name) }) {
-			e.fail(w.Pos, w.Text, "no module "+quote(w.Text), oneOf(w.Text, e.moduleNames()))
-			unknown = true
+	for _, axis := range []struct {
+		name     string
+		words    []Word
+		patterns []pattern
+		known    []string
+	}{{"module", r.Module, r.module, e.moduleNames()}, {"suite", r.Suite, r.suite, suites}, {"distribution", r.Distribution, r.distribution, distributions}} {
+		for i, w := range axis.words {
+			if !slices.ContainsFunc(axis.known, axis.patterns[i].match) {
+				e.fail(w.Pos, w.Text, "no "+axis.name+" "+quote(w.Text), oneOf(w.Text, axis.known))
+				unknown = true
+			}
 		}
 	}
 	return unknown

@@ -20,7 +20,7 @@ func (d *decoder) rule(n *yaml.Node, what string) Rule {
 	}
 	given := d.mapping(n, what, fields{
 		"module":       axis("module", &r.Module, checkGlob),
-		"version":      axis("version", &r.Version, checkGlob),
+		"version":      axis("version", &r.Version, checkVersions),
 		"release":      axis("release", &r.Release, checkRelease),
 		"flavor":       axis("flavor", &r.Flavor, checkGlob),
 		"suite":        axis("suite", &r.Suite, checkGlob),

@@ -104,6 +104,14 @@ func checkGlob(s string) error {
 	return nil
 }
 
+// checkVersions is checkGlob; no version is what looks like a range.
+func checkVersions(s string) error {
+	if kernel.IsRange(s) {
+		return errors.New("want a version or a glob: only release takes a range")
+	}
+	return checkGlob(s)
+}
+
 // checkRelease accepts what chooses releases: a release, an ABI, a glob or a range.
 func checkRelease(s string) error {
 	switch {
