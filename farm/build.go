@@ -319,7 +319,7 @@ func abnormal(c *Cell, res worker.Result, limits worker.Limits, written int64) (
 // take copies the recipe's report.
 func (rec *Record) take(r worker.Report) {
 	rec.Outcome, rec.Phase, rec.Message = Outcome(r.Outcome), clip(r.Phase), clip(r.Message)
-	rec.DKMSExit, rec.Compiler = r.DKMSExit, clip(r.Compiler)
+	rec.DKMSExit, rec.Compiler, rec.Unsteady = r.DKMSExit, clip(r.Compiler), clip(r.Unsteady)
 	for _, m := range r.Modules {
 		rec.Modules = append(rec.Modules, Module{Name: m.Name + ".ko", Location: clip(m.Location)})
 	}

@@ -14,7 +14,7 @@ import (
 
 // debFormat numbers the form of Debian packages: raise it when their bytes
 // change.
-const debFormat = 1
+const debFormat = 2
 
 // debs plans the Debian packages of the results.
 type debs struct {
@@ -134,7 +134,7 @@ func (d *debs) metaPackage(r *Result) (Package, error) {
 
 // source is the package of a result's source, without what is in it.
 func (d *debs) source(r *Result) deb.DKMS {
-	p := deb.DKMS{Info: d.info(r), Conf: r.Cell.Inputs.Source.Conf}
+	p := deb.DKMS{Info: d.info(r), Conf: dkms.UnixLines(r.Cell.Inputs.Source.Conf)}
 	for _, n := range r.Cell.Needs {
 		p.Upon = append(p.Upon, deb.DKMS{Info: d.info(&Result{Cell: n})})
 	}
@@ -155,7 +155,7 @@ func (d *debs) dkmsPackage(group []*Result) (Package, error) {
 	addResult(h, group[0])
 	options := map[string]any{"maintainer": p.Maintainer, "prebuilt": d.out.Prebuilt}
 	holds := HoldsSource | holdsModules(d.out.Prebuilt)
-	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "deb dkms", Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "deb dkms", Warnings: warningsOf(prebuilt), Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
 		if p.Info, err = d.filled(p.Info, group[0]); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package farm
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kofarm/kofarm/images"
@@ -21,6 +22,28 @@ func TestPackageName(t *testing.T) {
 		if got := packageName(file); got != want {
 			t.Errorf("%s: got %s, want %s", file, got, want)
 		}
+	}
+}
+
+// TestUnsteady warns of what dkms loads by a dkms.conf that may say other things
+// there, and of nothing else.
+func TestUnsteady(t *testing.T) {
+	c, results := publisher(t)
+	c.Output.DKMS.Layouts = []matrix.Layout{matrix.BinariesOnly, matrix.Stub, matrix.Full, matrix.SourceOnly, matrix.Combined}
+	results[0].Record.Unsteady = "dkms.conf throws dice"
+	got, err := c.Collect(t.Context(), results)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := results[0].Cell.Kernel.Release
+	for _, f := range got.Report.Files {
+		dkms := strings.HasSuffix(f.Path, ".dkms.tar.gz") && strings.Contains(f.Path, kernel) || strings.Contains(f.Path, "-dkms_")
+		if warned := strings.Contains(strings.Join(got.Report.warnings(f.Path), "\n"), "throws dice: there dkms may install only"); warned != dkms {
+			t.Errorf("%s: warned is %v", f.Path, warned)
+		}
+	}
+	if got.Report.Cells[0].Unsteady == "" {
+		t.Error("the cell does not have it")
 	}
 }
 

@@ -62,6 +62,7 @@ type Record struct {
 	FirstError string   `json:"firstError,omitzero"` // the log's first line that looks like an error
 	DKMSExit   int      `json:"dkmsExit,omitzero"`
 	Compiler   string   `json:"compiler,omitzero"`
+	Unsteady   string   `json:"unsteady,omitzero"` // why DKMS may name other modules elsewhere
 	Seconds    float64  `json:"seconds"`
 	MemoryPeak int64    `json:"memoryPeak,omitzero"` // bytes, 0 if unknown
 	Modules    []Module `json:"modules,omitzero"`

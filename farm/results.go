@@ -66,6 +66,7 @@ type CellReport struct {
 	Check      *CheckReport   `json:"check,omitzero"`      // of a built cell
 	Test       *Tested        `json:"test,omitzero"`       // of a built cell that fits: in its own kernel
 	Compiler   string         `json:"compiler,omitzero"`
+	Unsteady   string         `json:"unsteady,omitzero"` // why DKMS may name other modules elsewhere
 	Cached     bool           `json:"cached"`
 	Seconds    float64        `json:"seconds"`             // of the build, wall clock
 	MemoryPeak int64          `json:"memoryPeak,omitzero"` // bytes
@@ -208,7 +209,7 @@ func (r *Report) cell(res *Result) CellReport {
 		return cr
 	}
 	cr.Phase, cr.Message, cr.FirstError, cr.DKMSExit = rec.Phase, rec.Message, rec.FirstError, rec.DKMSExit
-	cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Compiler, rec.Seconds, rec.MemoryPeak
+	cr.Unsteady, cr.Compiler, cr.Seconds, cr.MemoryPeak = rec.Unsteady, rec.Compiler, rec.Seconds, rec.MemoryPeak
 	cr.Symvers, cr.Installed, cr.Tree = rec.Symvers, rec.Installed, rec.Tree
 	for _, m := range rec.Modules {
 		cr.Modules = append(cr.Modules, ModuleReport{Module: m})

@@ -17,7 +17,7 @@ import (
 )
 
 // rpmFormat numbers the form of RPMs: raise it when their bytes change.
-const rpmFormat = 1
+const rpmFormat = 2
 
 // rpms plans the RPMs of the results.
 type rpms struct {
@@ -166,7 +166,7 @@ func (p *rpms) dkmsPackage(group []*Result) (Package, error) {
 	}
 	addResult(h, group[0])
 	options, holds := p.options(map[string]any{"prebuilt": p.out.Prebuilt}), HoldsSource|holdsModules(p.out.Prebuilt)
-	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "rpm dkms", Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
+	return Package{Name: name, Cells: cellsOf(group), Key: sum(h), Kind: "rpm dkms", Warnings: warningsOf(prebuilt), Options: options, Holds: holds, Write: func(ctx context.Context, w io.Writer) (err error) {
 		if info.License, err = p.license(info.License, group[0]); err != nil {
 			return err
 		}
@@ -181,7 +181,7 @@ func (p *rpms) dkmsPackage(group []*Result) (Package, error) {
 				Open: func() (io.ReadCloser, error) { return p.records.s.Open(blob.hash()) }})
 		}
 		return p.withTree(src, func(root *os.Root) error {
-			return rpm.DKMS(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: src.Conf, Upon: p.upon(group[0])}, tarballs)
+			return rpm.DKMS(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: dkms.UnixLines(src.Conf), Upon: p.upon(group[0])}, tarballs)
 		})
 	}}, err
 }
@@ -196,7 +196,7 @@ func (p *rpms) sourcePackage(group []*Result) (Package, error) {
 			return err
 		}
 		return p.withTree(src, func(root *os.Root) error {
-			return rpm.Source(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: src.Conf})
+			return rpm.Source(w, info, rpm.SourceTree{Files: dkms.SourceFS(root.FS()), Conf: dkms.UnixLines(src.Conf)})
 		})
 	}}, err
 }

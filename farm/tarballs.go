@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/kofarm/kofarm/farm/pack/dkms"
 	"github.com/kofarm/kofarm/matrix"
@@ -13,7 +14,7 @@ import (
 
 // tarballFormat numbers the form of DKMS tarballs: raise it when their bytes
 // change.
-const tarballFormat = 1
+const tarballFormat = 2
 
 // tarballs plans the DKMS tarballs of the results.
 type tarballs struct {
@@ -47,17 +48,20 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 	info := dkms.Info{Name: src.Name, Version: src.Version, Conf: src.Conf, Epoch: t.epochOf(src), Layout: layout,
 		Compression: dkms.Compression(t.out.Compression)}
 	var builds []dkms.Build
+	var warnings []string
+	if w := layout.Warning(info.Name, info.Version); w != "" {
+		warnings = append(warnings, w)
+	}
 	h := t.packageKey(tarballFormat, "dkms tarball", src, layout, info.Compression)
 	for _, r := range results {
 		addResult(h, r)
 		if layout != dkms.SourceOnly {
 			t.signing.addTo(h, r)
 			builds = append(builds, t.build(r, h))
+			if u := r.Record.Unsteady; u != "" && !slices.Contains(warnings, unsteadyWarning(u)) {
+				warnings = append(warnings, unsteadyWarning(u))
+			}
 		}
-	}
-	var warnings []string
-	if w := layout.Warning(info.Name, info.Version); w != "" {
-		warnings = append(warnings, w)
 	}
 	return Package{
 		Name: dkms.FileName(info, builds), Cells: cellsOf(results), Warnings: warnings, Key: sum(h),
@@ -72,6 +76,11 @@ func (t *tarballs) tarball(layout dkms.Layout, results []*Result) Package {
 			})
 		},
 	}
+}
+
+// unsteadyWarning is for tarballs whose modules dkms may not find in dkms.conf.
+func unsteadyWarning(why string) string {
+	return why + ": there dkms may install only some of the modules, or refuse to"
 }
 
 func tarballHolds(layout dkms.Layout) Holds {
@@ -117,6 +126,15 @@ func (t *tarballs) load(w io.Writer, info dkms.Info, builds []dkms.Build, result
 func makeLog(r *Result) []byte {
 	return fmt.Appendf(nil, "kofarm: %s/%s for kernel %s (%s)\ncompiler: %s\nkey: sha256:%s\n",
 		r.Cell.Module.Name, r.Cell.Module.Version, r.Cell.Kernel.Release, r.Cell.Kernel.Arch, r.Record.Compiler, r.Cell.Key)
+}
+
+// warningsOf are those of all the packages.
+func warningsOf(packages []Package) (all []string) {
+	for _, p := range packages {
+		all = append(all, p.Warnings...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // prebuilt are the tarballs that a package with the source carries, one of each

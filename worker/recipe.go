@@ -80,6 +80,9 @@ type Report struct {
 	DKMSExit int    `json:"dkmsExit"`
 	Message  string `json:"message"`
 	Compiler string `json:"compiler"` // first line of its --version
+	// Unsteady says why DKMS, where it installs what was built, may take dkms.conf
+	// to name other modules; "" if it names these.
+	Unsteady string `json:"unsteady"`
 	// DiskFull tells that a failed build has left a scratch file system full,
 	// which not every backend can see.
 	DiskFull bool           `json:"diskFull"`

@@ -19,6 +19,7 @@
 #   BUILD_DEPENDS                      3.0 builds without what it names
 #   Module.symvers                     3.0 does not keep it
 #   BUILD_EXCLUSIVE_*[1] and above     3.0 and 3.2 ignore them
+#   a carriage return after a value    3.0 keeps it; what kofarm packs has none
 # Where any DKMS differs:
 #   a .ko that strip refuses           DKMS goes on
 #   the compiler                       where a kernel's own Makefiles do not choose the one that its configuration
@@ -79,6 +80,7 @@ finish() {
 	report+=',"phase":' && json "$2"
 	report+=',"dkmsExit":'$3',"message":' && json "$4"
 	report+=',"compiler":' && json "${compiler:-}"
+	report+=',"unsteady":' && json "${unsteady:-}"
 	report+=',"diskFull":'$full',"modules":['
 	for i in "${kept[@]}"; do
 		((i == kept[0])) || report+=,
@@ -107,12 +109,11 @@ padded() {
 	printf '%s' "$out$s"
 }
 
-# read_conf evaluates dkms.conf in a shell of its own, which hands the
+# evaluate_conf evaluates dkms.conf in a shell of its own, which hands the
 # directives back as assignments. As in DKMS a value is split into words and
 # joined by single spaces on the way, and expanded a second time when it arrives.
-read_conf() {
-	local conf=$source_dir/dkms.conf status
-	[[ -r $conf ]] || fail conf 4 "there is no dkms.conf in $source_dir"
+evaluate_conf() {
+	local conf=$source_dir/dkms.conf
 	(
 		exec 3>&- 4> "$work/conf" 0< /dev/null
 		# shellcheck disable=SC2086 # a list of names
@@ -131,12 +132,37 @@ read_conf() {
 		: > "$work/conf.complete"
 	)
 	status=$?
-	[[ -e $work/conf.complete ]] ||
-		fail conf 8 "dkms.conf ended its shell before its end was reached (status $status)"
+	[[ -e $work/conf.complete ]] || return
 	# shellcheck disable=SC2086 # a list of names
 	unset $directives
 	# shellcheck source=/dev/null
 	. "$work/conf" 3>&-
+}
+
+# read_conf gives the directives their values, and says in unsteady if on a
+# machine without the kernel's headers, where DKMS reads it again to install what
+# was built, dkms.conf would name other modules.
+read_conf() {
+	local status
+	[[ -r $source_dir/dkms.conf ]] || fail conf 4 "there is no dkms.conf in $source_dir"
+	(list_elsewhere) > "$work/elsewhere/list"
+	evaluate_conf
+	[[ -e $work/conf.complete ]] ||
+		fail conf 8 "dkms.conf ended its shell before its end was reached (status $status)"
+	[[ $(< "$work/elsewhere/list") = "$(module_list)" ]] || unsteady="dkms.conf names other modules where the kernel's headers are not installed"
+}
+
+# list_elsewhere prints the module_list of a machine without headers.
+list_elsewhere() {
+	local work=$work/elsewhere kernel_source_dir=$install_tree/none/build kernel_config=$install_tree/none/build/.config
+	evaluate_conf 2> /dev/null
+	module_list
+}
+
+# module_list prints what says which modules there are.
+module_list() {
+	declare -p BUILT_MODULE_NAME DEST_MODULE_NAME DEST_MODULE_LOCATION "${!BUILD_EXCLUSIVE_@}" 2> /dev/null
+	:
 }
 
 # check_conf names the modules, and refuses what DKMS refuses.
@@ -212,6 +238,7 @@ check_exclusions() {
 		if [[ $why ]]; then echo "kofarm: ${dest_name[i]} is excluded: $why"; else kept+=("$i"); fi
 	done
 	((${#kept[@]} || !num_modules)) || finish excluded exclusion 77 "$why"
+	((${#kept[@]} == num_modules)) || unsteady="dkms.conf excludes some of its modules by BUILD_EXCLUSIVE_*[1] and above, which dkms before 3.4 ignores"
 }
 
 # check_source refuses what DKMS takes for a binary-only tarball's stub.
@@ -396,12 +423,12 @@ keep_tree() {
 	trees+=(tree)
 }
 
-mkdir -p "$work" "${build_dir%/build}" || exit 1
+mkdir -p "$work/elsewhere" "${build_dir%/build}" || exit 1
 cd "$dkms_tree/$module/$module_version" || exit 1
 ln -s "$source_dir" source || exit 1
 
 place_built
-llvm='' num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
+llvm='' unsteady='' num_modules=0 built_name=() built_location=() dest_name=() strip=() kept=()
 read_conf
 check_conf
 check_exclusions

@@ -17,6 +17,7 @@ type module struct {
 	message        string // part of it
 	ko             string // the built modules' names without .ko, by spaces; "" is name
 	log            string // part of it
+	unsteady       string // part of it; "" is none
 	first          string // part of the first error line
 	// alone says why real dkms is not asked.
 	alone string
@@ -100,9 +101,11 @@ func modules() []module {
 		{name: "config-fits", conf: "BUILD_EXCLUSIVE_CONFIG='CONFIG_MODULES !CONFIG_NO_SUCH'"},
 		{name: "index-0", conf: "BUILD_EXCLUSIVE_KERNEL[0]='^5'", outcome: "excluded", message: "does not match"},
 		{name: "one-of-two", conf: "BUILT_MODULE_NAME=(a b)\nDEST_MODULE_LOCATION[1]=/extra\nBUILD_EXCLUSIVE_ARCH[1]=ia64\n" + compile("a"),
-			ko: "a", log: `b is excluded: BUILD_EXCLUSIVE_ARCH="ia64" does not match x86_64`, alone: newer},
+			ko: "a", log: `b is excluded: BUILD_EXCLUSIVE_ARCH="ia64" does not match x86_64`, unsteady: "excludes some of its modules", alone: newer},
 		{name: "both", conf: "BUILT_MODULE_NAME=(a b c)\nDEST_MODULE_LOCATION=(/extra /extra /extra)\nBUILD_EXCLUSIVE_KERNEL=([0]=^6 [1]=^5)\nBUILD_EXCLUSIVE_CONFIG[2]=CONFIG_NO\n" + compile("a"),
-			ko: "a", alone: newer},
+			ko: "a", unsteady: "excludes some of its modules", alone: newer},
+		{name: "by-headers", conf: "if grep -q ^CONFIG_MODULES=y $kernel_config; then BUILT_MODULE_NAME[0]=a; fi\n" + compile("a"), ko: "a", unsteady: "names other modules"},
+		{name: "by-kernel", conf: "if [[ $kernelver = 6.1.* && -d $kernel_source_dir ]]; then PRE_BUILD=; fi\nMAKE[0]+=\" -I$kernel_source_dir\"\n"},
 		{name: "all-excluded", conf: "BUILT_MODULE_NAME=(a b)\nDEST_MODULE_LOCATION[1]=/extra\nBUILD_EXCLUSIVE_KERNEL[0]=''\nBUILD_EXCLUSIVE_ARCH=ia64\n",
 			outcome: "excluded", message: "ia64"},
 		{name: "arrays", conf: "BUILT_MODULE_NAME=(a b)\nDEST_MODULE_LOCATION=(/updates /kernel/drivers)\n" + compile("a", "b"), ko: "a b"},

@@ -130,6 +130,9 @@ func (m module) check(t *testing.T, c farm.CellReport, log string) {
 			t.Errorf("the %s does not say %q: %.1000s", part.what, part.want, part.got)
 		}
 	}
+	if want == farm.Built && ((c.Unsteady != "") != (m.unsteady != "") || !strings.Contains(c.Unsteady, m.unsteady)) {
+		t.Errorf("unsteady: %q, want %q", c.Unsteady, m.unsteady)
+	}
 	if want == farm.Built && !slices.Equal(names(c), m.names()) {
 		t.Errorf("modules %q, want %q", names(c), m.names())
 	}

@@ -183,6 +183,31 @@ func TestDeterminism(t *testing.T) {
 	}
 }
 
+// TestUnixLines packs a dkms.conf from another system as what it is here: dkms
+// 3.0.10 would load it as a module whose name ends in a carriage return.
+func TestUnixLines(t *testing.T) {
+	other := strings.ReplaceAll(testConf, "\n", "\r\n")
+	tree := func(conf string) iter.Seq2[File, error] {
+		return SourceFS(fstest.MapFS{"dkms.conf": {Data: []byte(conf)}, "x/dkms.conf": {Data: []byte(other)}, "x.c": {Data: []byte("int x;\r\n")}})
+	}
+	for _, layout := range Layouts() {
+		info, builds := testInput(layout, "gz")
+		info.Source = tree(testConf)
+		want := pack(t, info, builds)
+		info.Conf, info.Source = []byte(other), tree(other)
+		if !bytes.Equal(pack(t, info, builds), want) {
+			t.Errorf("%s: a dkms.conf with carriage returns is packed differently", layout)
+		}
+	}
+	info, builds := testInput(Full, "gz")
+	info.Source = func(func(File, error) bool) {}
+	want := pack(t, info, builds)
+	info.Conf = []byte(other)
+	if !bytes.Equal(pack(t, info, builds), want) {
+		t.Error("the conf of a source without one is packed differently")
+	}
+}
+
 func TestCombinedOrder(t *testing.T) {
 	info, builds := testInput(Combined, Zstd)
 	first, name := pack(t, info, builds), FileName(info, builds)

@@ -75,23 +75,24 @@ func (t tree) build(b Build) error {
 
 // conf adds the dkms.conf and what the layout puts beside it.
 func (t tree) conf(info Info) error {
+	conf := UnixLines(info.Conf)
 	switch info.Layout {
 	case BinariesOnly, Combined:
 		return errors.Join(
 			t.content(path.Join(binariesOnly, "PACKAGE_NAME"), []byte(info.Name+"\n")),
 			t.content(path.Join(binariesOnly, "PACKAGE_VERSION"), []byte(info.Version+"\n")),
-			t.content(path.Join(binariesOnly, confName), info.Conf))
+			t.content(path.Join(binariesOnly, confName), conf))
 	case Stub:
-		return t.content(path.Join(sourceTree, confName), info.Conf)
+		return t.content(path.Join(sourceTree, confName), conf)
 	}
 	if err := t.source(info.Source); err != nil {
 		return fmt.Errorf("adding the source: %w", err)
 	}
-	conf, ok := t[path.Join(sourceTree, confName)]
+	there, ok := t[path.Join(sourceTree, confName)]
 	if !ok {
-		return t.content(path.Join(sourceTree, confName), info.Conf)
+		return t.content(path.Join(sourceTree, confName), conf)
 	}
-	if conf.typeflag != tar.TypeReg {
+	if there.typeflag != tar.TypeReg {
 		return fmt.Errorf("adding the source: its %s is not a regular file", confName)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package dkms
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -49,6 +50,7 @@ func (f File) Validate() error {
 const maxSourceFiles = 250_000
 
 // SourceFS gives everything below the top of a file system, dotfiles too.
+// The dkms.conf at the top has [UnixLines].
 // Links are given as they are and never followed; a file system that has them
 // must be an [fs.ReadLinkFS], as os.DirFS and os.Root.FS are.
 func SourceFS(fsys fs.FS) iter.Seq2[File, error] {
@@ -84,6 +86,28 @@ func sourceFile(fsys fs.FS, name string, d fs.DirEntry) (File, error) {
 	case 0:
 		f.Size = st.Size()
 		f.Open = func() (io.ReadCloser, error) { return fsys.Open(name) }
+		if name == confName && f.Size <= maxConfSize {
+			return f, f.unixLines()
+		}
 	}
 	return f, err
+}
+
+// UnixLines is a dkms.conf without carriage returns at the ends of its lines,
+// which dkms 3.0.10 takes for a part of each value.
+func UnixLines(conf []byte) []byte { return bytes.ReplaceAll(conf, []byte("\r\n"), []byte("\n")) }
+
+func (f *File) unixLines() error {
+	r, err := f.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, maxConfSize))
+	if err != nil {
+		return err
+	}
+	data = UnixLines(data)
+	f.Size, f.Open = int64(len(data)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	return nil
 }
