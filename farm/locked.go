@@ -196,7 +196,7 @@ func (s *prepared) pinned(k *matrix.Kernel) *lock.Kernel {
 		return s.Lock.Suite(k.Distribution, k.Suite, k.Arch).Kernel(k.Release, false)
 	}
 	found := s.Lock.Own(k.Custom)
-	if found == nil || !slices.Equal(found.Own.Packages, k.Custom.Toolchain.Packages) {
+	if found == nil || !slices.Equal(found.Own.Packages, matrix.Texts(k.Custom.Toolchain.Packages)) {
 		return nil
 	}
 	return found

@@ -115,7 +115,7 @@ func (s *pinner) pinSources(ctx context.Context) ([]*lock.Module, error) {
 	}
 	s.needs = map[*matrix.ModuleVersion][]string{}
 	for i, m := range s.farm.Modules {
-		s.needs[m] = slices.Concat(pinned[i].Needs, m.BuildPackages)
+		s.needs[m] = slices.Concat(pinned[i].Needs, matrix.Texts(m.BuildPackages))
 	}
 	var once []*lock.Module
 	for _, p := range pinned {
@@ -149,7 +149,7 @@ func (s *pinner) pinSource(ctx context.Context, m *matrix.ModuleVersion) (*lock.
 func (s *pinner) pinDeb(ctx context.Context, src matrix.Source, out *lock.Module) error {
 	found, err := s.findDeb(ctx, src)
 	if err != nil {
-		return s.mistake(src.Pos, src.String(), err.Error(), "")
+		return s.blame(src.Pos, src.String(), err)
 	}
 	depends := make([]string, len(found.Depends))
 	for i, d := range found.Depends {
@@ -235,7 +235,7 @@ func (s *pinner) pinKernel(ctx context.Context, k *matrix.Kernel, selection *mat
 		if err != nil {
 			return nil, err
 		}
-		out.Own = &lock.Own{Packages: k.Custom.Toolchain.Packages, Headers: h.Digests}
+		out.Own = &lock.Own{Packages: matrix.Texts(k.Custom.Toolchain.Packages), Headers: h.Digests}
 	}
 	modules := s.wants(k, selection)
 	if len(modules) == 0 {
@@ -284,13 +284,13 @@ func (s *pinner) closures(ctx context.Context, k *matrix.Kernel, modules []*matr
 		case m.Name == "" || m.Version == "":
 			s.left = append(s.left, fmt.Sprintf("%s on %s: %v", m.Source, k.Release, err))
 		default:
-			return nil, s.mistake(m.Pos, "", fmt.Sprintf("%s/%s on %s: %v", m.Name, m.Version, k.Release, err), "")
+			return nil, s.unresolved(ctx, m, k, fmt.Errorf("%s/%s on %s: %w", m.Name, m.Version, k.Release, err))
 		}
 	}
 	if all[modules[0]] == nil { // its toolchain is another's as well, if it is there at all
 		c, err := s.closure(ctx, k, nil, modules[0].Pos)
 		if err != nil {
-			return nil, s.mistake(modules[0].Pos, "", fmt.Sprintf("kernel %s: %v", k.Release, err), "")
+			return nil, s.unresolved(ctx, modules[0], k, fmt.Errorf("kernel %s: %w", k.Release, err))
 		}
 		all[modules[0]] = c
 	}

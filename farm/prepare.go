@@ -301,10 +301,7 @@ func (s *prepared) readSources(ctx context.Context) error {
 func (s *prepared) readSource(ctx context.Context, m *matrix.ModuleVersion) (*images.Source, error) {
 	src, err := s.openSource(ctx, m)
 	if err != nil {
-		if ctx.Err() != nil || isInfrastructure(err) {
-			return nil, err
-		}
-		return nil, s.mistake(m.Source.Pos, m.Source.String(), err.Error(), "")
+		return nil, s.blame(m.Source.Pos, m.Source.String(), err)
 	}
 	name, version, err := names(m, src)
 	if err != nil {
@@ -358,7 +355,7 @@ func (s *prepared) openSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	}
 	found, err := open(s.path(src.File()))
 	if err == nil && src.SHA256 != "" && src.SHA256 != found.Digest {
-		return nil, fmt.Errorf("%s has sha256 %s, the farm file says %s", src.File(), found.Digest, src.SHA256)
+		return nil, fmt.Errorf("it has sha256 %s, the farm file says %s", found.Digest, src.SHA256)
 	}
 	return found, err
 }
@@ -394,7 +391,7 @@ func (s *prepared) findDeb(ctx context.Context, src matrix.Source) (*apt.Package
 		return nil, err
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("suite %s has no package %s", src.Suite, src.Deb)
+		return nil, s.noPackage(matrix.Word{Text: src.Deb, Pos: src.Pos}, suite)
 	}
 	return found[0], nil
 }
@@ -417,6 +414,62 @@ var errDamaged = errors.New("a file of the store")
 // mistake is an error at a place of the farm file.
 func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
 	return &matrix.Error{File: s.farm.File, Line: pos.Line, Column: pos.Column, Value: value, Msg: msg, Hint: hint}
+}
+
+// blame makes an error a mistake at a place of the farm file, in the value there,
+// unless it is one already, or a fault of the world.
+func (s *prepared) blame(pos matrix.Pos, value string, err error) error {
+	if _, ok := errors.AsType[*matrix.Error](err); ok || isInfrastructure(err) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return s.mistake(pos, value, value+": "+err.Error(), "")
+}
+
+// noPackage is the mistake of a word that names no package of a suite.
+func (s *prepared) noPackage(w matrix.Word, suite *debian.Suite) error {
+	return s.mistake(w.Pos, w.Text, fmt.Sprintf("suite %s has no package %s", suite.Name, w.Text),
+		matrix.DidYouMean(w.Text, slices.Collect(suite.Names(""))))
+}
+
+// unresolved is the mistake that keeps a cell's packages from being found: the
+// words that name none, else what asks for them, the kernel or the module.
+func (s *prepared) unresolved(ctx context.Context, m *matrix.ModuleVersion, k *matrix.Kernel, err error) error {
+	pos, words := m.Pos, m.BuildPackages
+	if s.kernels[k].base == nil {
+		pos, words = s.place(k), nil
+		if k.Custom != nil {
+			words = k.Custom.Toolchain.Packages
+		}
+	}
+	suite, openErr := s.suite(ctx, suiteKey{k.Distribution, k.Suite, kernel.Machine()})
+	if openErr != nil {
+		return s.blame(pos, k.Release, openErr)
+	}
+	var unknown []error
+	for _, w := range words {
+		named, nameErr := suite.Lookup(w.Text)
+		provided, provideErr := suite.Providers(w.Text)
+		if err := cmp.Or(nameErr, provideErr); err != nil {
+			return err
+		}
+		if len(named)+len(provided) == 0 {
+			unknown = append(unknown, s.noPackage(w, suite))
+		}
+	}
+	return cmp.Or(errors.Join(unknown...), s.mistake(pos, "", err.Error(), ""))
+}
+
+// place is where the farm file asks for a kernel, or first for its suite.
+func (s *prepared) place(k *matrix.Kernel) matrix.Pos {
+	if k.Custom != nil {
+		return k.Custom.Pos
+	}
+	for _, ix := range s.farm.Indexes() {
+		if ix.Distribution == k.Distribution && ix.Suite == k.Suite {
+			return ix.Pos
+		}
+	}
+	return matrix.Pos{}
 }
 
 // isInfrastructure tells faults of the network or the disk from mistakes.
@@ -504,12 +557,12 @@ func (s *prepared) inputs(ctx context.Context, c *Cell) error {
 	if err != nil {
 		return fmt.Errorf("%s: Depends of its source: %w", c.Name(), err)
 	}
-	all, err := s.closure(ctx, c.Kernel, slices.Concat(build, c.Module.BuildPackages), c.Module.Pos)
+	all, err := s.closure(ctx, c.Kernel, slices.Concat(build, matrix.Texts(c.Module.BuildPackages)), c.Module.Pos)
 	if err != nil {
 		if ctx.Err() != nil || isInfrastructure(err) {
 			return fmt.Errorf("%s: %w", c.Name(), err)
 		}
-		return s.mistake(c.Module.Pos, "", fmt.Sprintf("%s: %v", c.Name(), err), "")
+		return s.unresolved(ctx, c.Module, c.Kernel, fmt.Errorf("%s: %w", c.Name(), err))
 	}
 	c.Inputs.Toolchain, c.Inputs.Headers, c.Inputs.Extra, c.packages = all.Toolchain, all.Headers, all.Extra, all.digest
 	if c.Kernel.Custom != nil {
@@ -571,7 +624,7 @@ func (s *prepared) base(ctx context.Context, suite *debian.Suite, k *matrix.Kern
 	var packages []string
 	var headers *debian.Kernel
 	if k.Custom != nil {
-		packages = k.Custom.Toolchain.Packages
+		packages = matrix.Texts(k.Custom.Toolchain.Packages)
 	} else {
 		version, err := headersVersion(kernels, k)
 		if err != nil {

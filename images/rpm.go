@@ -113,7 +113,7 @@ func RPMSource(file string) (*Source, error) {
 		s, err = nestedSource(file)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
+		return nil, err
 	}
 	return s, nil
 }

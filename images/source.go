@@ -94,7 +94,7 @@ func DebSource(file string) (*Source, error) {
 		s.Depends, err = debDepends(file)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
+		return nil, err
 	}
 	dir := path.Base(s.root)
 	if s.Name == "" || s.Version == "" || dir != s.Name+"-"+s.Version {
@@ -125,7 +125,7 @@ var nameVersion = regexp.MustCompile(`^(.+)-(\d[^-]*(?:-.*)?)$`)
 func TarSource(file string) (*Source, error) {
 	s := fileSource(file, openTar)
 	if err := s.read(func(string) bool { return true }); err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", file, err)
+		return nil, err
 	}
 	return s, nil
 }
@@ -135,7 +135,7 @@ func TarSource(file string) (*Source, error) {
 func DirSource(dir string, without ...string) (*Source, error) {
 	s := folder(dir, without)
 	if err := s.read(func(name string) bool { return name == "dkms.conf" }); err != nil {
-		return nil, fmt.Errorf("reading source %s: %w", dir, err)
+		return nil, err
 	}
 	s.Epoch = layerTime
 	return s, nil

@@ -43,7 +43,7 @@ func (f *Farm) asksOf(ix Index, arch string) []Ask {
 		for _, s := range set.Releases {
 			text := s.String()
 			if len(set.Flavors) > 0 {
-				text += " of flavors " + strings.Join(texts(set.Flavors), ", ")
+				text += " of flavors " + strings.Join(Texts(set.Flavors), ", ")
 			}
 			ask(text, s.Pos)
 		}
@@ -53,9 +53,9 @@ func (f *Farm) asksOf(ix Index, arch string) []Ask {
 			!anyMatch(compile(r.Distribution, newPattern), ix.Distribution) || !anyMatch(compile(r.Arch, newPattern), arch) {
 			continue
 		}
-		text := "include " + strings.Join(texts(r.Release), ", ")
+		text := "include " + strings.Join(Texts(r.Release), ", ")
 		if len(r.Flavor) > 0 {
-			text += " of flavors " + strings.Join(texts(r.Flavor), ", ")
+			text += " of flavors " + strings.Join(Texts(r.Flavor), ", ")
 		}
 		ask(text, r.Pos)
 	}

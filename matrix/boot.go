@@ -110,7 +110,7 @@ func (d *decoder) moduleTest(n *yaml.Node) *ModuleTest {
 	t := &ModuleTest{Pos: posOf(n)}
 	d.mapping(n, "test", fields{
 		"parameters": func(n *yaml.Node) { t.Parameters = d.parameters(n) },
-		"load-first": func(n *yaml.Node) { t.First = texts(d.words(n, "load-first", checkAlias)) },
+		"load-first": func(n *yaml.Node) { t.First = Texts(d.words(n, "load-first", checkAlias)) },
 		"script":     func(n *yaml.Node) { t.Script = d.str(n, "script", checkPath) },
 		"expect": func(n *yaml.Node) {
 			if n.Kind == yaml.MappingNode {
@@ -135,7 +135,7 @@ func (d *decoder) parameters(n *yaml.Node) map[string][]string {
 			d.invalid(key, "parameters", err)
 			continue
 		}
-		all[key.Value] = texts(d.someWords(value, "parameters", checkParameter))
+		all[key.Value] = Texts(d.someWords(value, "parameters", checkParameter))
 	}
 	return all
 }

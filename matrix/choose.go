@@ -133,7 +133,7 @@ func (c *chooser) axes(whole []entry) bool {
 	if len(c.errs) > before {
 		return false
 	}
-	in := strings.Join(texts(c.set.Suites), ", ")
+	in := strings.Join(Texts(c.set.Suites), ", ")
 	c.missing(c.set.Arch, suites, "no kernel has arch %s in "+in, func(k entry) string { return k.Arch })
 	if len(whole) > 0 {
 		c.missing(c.set.Flavors, whole, "no kernel has flavor %s in "+in, func(k entry) string { return k.Flavor })
@@ -164,7 +164,7 @@ func values(list []entry, value func(entry) string) []string {
 func (c *chooser) selectors(whole []entry) {
 	for i, s := range c.set.Releases {
 		if c.hits[i] == 0 && !c.full() {
-			c.fail(s.Pos, s.Text, fmt.Sprintf("no kernel matches %s in %s", s, strings.Join(texts(c.set.Suites), ", ")), c.elsewhere(i, whole))
+			c.fail(s.Pos, s.Text, fmt.Sprintf("no kernel matches %s in %s", s, strings.Join(Texts(c.set.Suites), ", ")), c.elsewhere(i, whole))
 		}
 	}
 }

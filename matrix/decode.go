@@ -222,8 +222,8 @@ func (d *decoder) someWords(n *yaml.Node, what string, is check) []Word {
 	return d.words(n, what, is)
 }
 
-// texts returns the words' texts.
-func texts(words []Word) []string {
+// Texts returns the words' texts.
+func Texts(words []Word) []string {
 	var list []string
 	for _, w := range words {
 		list = append(list, w.Text)

@@ -33,7 +33,7 @@ type ModuleVersion struct {
 	// empty after Parse where the file leaves it to the source; the caller fills it in before Expand.
 	Name, Version string
 	Source        Source
-	BuildPackages []string // packages that the build needs beside the toolchain; the module's, then the version's
+	BuildPackages []Word // packages that the build needs beside the toolchain; the module's, then the version's
 	// BuildDepends are modules of the farm that are built before this one and there for its build, as MODULE or
 	// MODULE/VERSION; the module's, then the version's.
 	BuildDepends []Word `json:",omitzero"`
@@ -128,9 +128,9 @@ type CustomKernel struct {
 
 // Toolchain says which packages a kernel of one's own is built with.
 type Toolchain struct {
-	Distribution string   // default that of the first archive kernels, else "debian"
-	Suite        string   // default that of the first archive kernels
-	Packages     []string // e.g. gcc-12; empty: whoever assembles the image decides
+	Distribution string // default that of the first archive kernels, else "debian"
+	Suite        string // default that of the first archive kernels
+	Packages     []Word // e.g. gcc-12; empty: whoever assembles the image decides
 }
 
 // Kinds of headers.

@@ -56,7 +56,7 @@ func (f *Farm) Archs() []ArchUse {
 	}
 	for _, entry := range f.Kernels {
 		if set := entry.Set; set != nil {
-			add(set.Arch, set.Distribution, texts(set.Suites))
+			add(set.Arch, set.Distribution, Texts(set.Suites))
 		}
 		if k := entry.Custom; k != nil {
 			add([]Word{{k.Arch, k.Pos}}, k.Toolchain.Distribution, []string{k.Toolchain.Suite})
@@ -64,7 +64,7 @@ func (f *Farm) Archs() []ArchUse {
 	}
 	for _, r := range f.Include {
 		if len(r.Release) > 0 {
-			add(names(r.Arch), "", texts(names(r.Suite)))
+			add(names(r.Arch), "", Texts(names(r.Suite)))
 		}
 	}
 	return list
@@ -80,14 +80,24 @@ func union(list, more []string) []string {
 	return list
 }
 
+// unionWords appends to list the words whose text is new in more.
+func unionWords(list, more []Word) []Word {
+	for _, w := range more {
+		if !slices.ContainsFunc(list, func(known Word) bool { return known.Text == w.Text }) {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
 func (f *Farm) uses() []use {
 	var list []use
 	var archs []string
 	for _, entry := range f.Kernels {
 		if set := entry.Set; set != nil {
-			archs = union(archs, texts(set.Arch))
+			archs = union(archs, Texts(set.Arch))
 			for _, suite := range set.Suites {
-				list = append(list, use{set.Distribution, suite.Text, texts(set.Arch), true, suite.Pos})
+				list = append(list, use{set.Distribution, suite.Text, Texts(set.Arch), true, suite.Pos})
 			}
 		}
 		if k := entry.Custom; k != nil {
@@ -117,7 +127,7 @@ func (f *Farm) includeUses(r Rule, archs []string) []use {
 		first, _ := f.firstArchive()
 		distributions = []Word{{Text: first}}
 	}
-	if own := texts(names(r.Arch)); len(own) > 0 {
+	if own := Texts(names(r.Arch)); len(own) > 0 {
 		archs = own
 	}
 	var list []use

@@ -160,7 +160,7 @@ func (d *decoder) customKernel(n *yaml.Node) *CustomKernel {
 	f := fields{
 		"release":   func(n *yaml.Node) { k.Release = d.str(n, "release", checkOneRelease).Text },
 		"arch":      func(n *yaml.Node) { k.Arch = d.canonical(d.str(n, "arch", nil)).Text },
-		"headers":   func(n *yaml.Node) { k.Headers = texts(d.someWords(n, "headers", checkPath)) },
+		"headers":   func(n *yaml.Node) { k.Headers = Texts(d.someWords(n, "headers", checkPath)) },
 		"toolchain": func(n *yaml.Node) { k.Toolchain = d.toolchain(n) },
 	}
 	for _, key := range append(setKeys, "distribution") {
@@ -200,7 +200,7 @@ func (d *decoder) toolchain(n *yaml.Node) Toolchain {
 	d.mapping(n, "toolchain", fields{
 		"distribution": func(n *yaml.Node) { t.Distribution = d.str(n, "distribution", checkDistribution).Text },
 		"suite":        func(n *yaml.Node) { t.Suite = d.str(n, "suite", checkSuite).Text },
-		"packages":     func(n *yaml.Node) { t.Packages = texts(d.words(n, "packages", checkPackage)) },
+		"packages":     func(n *yaml.Node) { t.Packages = d.words(n, "packages", checkPackage) },
 	})
 	return t
 }

@@ -12,7 +12,7 @@ import (
 type moduleEntry struct {
 	name, version string
 	source        Source // its Pos is zero where none is given
-	packages      []string
+	packages      []Word
 	depends       []Word
 	makeArgs      []string
 	timeout       time.Duration
@@ -71,7 +71,7 @@ func (d *decoder) moduleFields(m *moduleEntry) fields {
 	return fields{
 		"version":        func(n *yaml.Node) { m.version = d.str(n, "version", CheckName).Text },
 		"source":         func(n *yaml.Node) { m.source = d.source(n) },
-		"build-packages": func(n *yaml.Node) { m.packages = texts(d.words(n, "build-packages", checkPackage)) },
+		"build-packages": func(n *yaml.Node) { m.packages = d.words(n, "build-packages", checkPackage) },
 		"build-depends":  func(n *yaml.Node) { m.depends = d.words(n, "build-depends", checkModule) },
 		"make-args":      func(n *yaml.Node) { m.makeArgs = d.strs(n, "make-args", nil) },
 		"timeout":        func(n *yaml.Node) { d.duration(n, "timeout", &m.timeout) },
@@ -85,7 +85,7 @@ func (d *decoder) userspace(n *yaml.Node) *Userspace {
 	u := &Userspace{}
 	given := d.mapping(n, "userspace", fields{
 		"install":     func(n *yaml.Node) { u.Install = d.str(n, "install", nil).Text },
-		"deb-depends": func(n *yaml.Node) { u.DebDepends = texts(d.words(n, "deb-depends", nil)) },
+		"deb-depends": func(n *yaml.Node) { u.DebDepends = Texts(d.words(n, "deb-depends", nil)) },
 	})
 	if given != nil {
 		d.required(n, given, "install", "a command that installs below $DESTDIR")
@@ -99,7 +99,7 @@ func (m moduleEntry) with(v moduleEntry) *ModuleVersion {
 		Name:          m.name,
 		Version:       m.version,
 		Source:        m.source,
-		BuildPackages: union(slices.Clip(m.packages), v.packages),
+		BuildPackages: unionWords(slices.Clip(m.packages), v.packages),
 		BuildDepends:  append(slices.Clip(m.depends), v.depends...),
 		MakeArgs:      append(slices.Clip(m.makeArgs), v.makeArgs...),
 		Timeout:       m.timeout,

@@ -147,7 +147,7 @@ func TestParseDefaults(t *testing.T) {
 func TestParseAppliesModuleLists(t *testing.T) {
 	f := parse(t, string(read(t, "testdata/good/full.yaml")))
 	one, two := f.Modules[2], f.Modules[3]
-	if got, want := two.BuildPackages, []string{"libelf-dev", "libfoo-dev"}; !slices.Equal(got, want) {
+	if got, want := Texts(two.BuildPackages), []string{"libelf-dev", "libfoo-dev"}; !slices.Equal(got, want) {
 		t.Errorf("got build packages %q, want %q", got, want)
 	}
 	if got, want := two.MakeArgs, []string{"W=1", "V=1"}; !slices.Equal(got, want) {

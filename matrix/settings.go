@@ -52,13 +52,13 @@ func (d *decoder) archives(n *yaml.Node, archives map[string]Archive) {
 
 func (d *decoder) archive(n *yaml.Node, a *Archive, known bool) {
 	given := d.mapping(n, "archive", fields{
-		"mirrors":            func(n *yaml.Node) { a.Mirrors = texts(d.someWords(n, "mirrors", checkURL)) },
-		"security-mirrors":   func(n *yaml.Node) { a.SecurityMirrors = texts(d.words(n, "security-mirrors", checkURL)) },
-		"fallbacks":          func(n *yaml.Node) { a.Fallbacks = texts(d.words(n, "fallbacks", checkURL)) },
-		"security-fallbacks": func(n *yaml.Node) { a.SecurityFallbacks = texts(d.words(n, "security-fallbacks", checkURL)) },
-		"components":         func(n *yaml.Node) { a.Components = texts(d.someWords(n, "components", checkComponent)) },
+		"mirrors":            func(n *yaml.Node) { a.Mirrors = Texts(d.someWords(n, "mirrors", checkURL)) },
+		"security-mirrors":   func(n *yaml.Node) { a.SecurityMirrors = Texts(d.words(n, "security-mirrors", checkURL)) },
+		"fallbacks":          func(n *yaml.Node) { a.Fallbacks = Texts(d.words(n, "fallbacks", checkURL)) },
+		"security-fallbacks": func(n *yaml.Node) { a.SecurityFallbacks = Texts(d.words(n, "security-fallbacks", checkURL)) },
+		"components":         func(n *yaml.Node) { a.Components = Texts(d.someWords(n, "components", checkComponent)) },
 		"keyring":            func(n *yaml.Node) { a.Keyring, a.KeyringPos = d.str(n, "keyring", checkPath).Text, posOf(n) },
-		"allow-expired":      func(n *yaml.Node) { a.AllowExpired = texts(d.words(n, "allow-expired", checkSuite)) },
+		"allow-expired":      func(n *yaml.Node) { a.AllowExpired = Texts(d.words(n, "allow-expired", checkSuite)) },
 	})
 	if given == nil || known {
 		return

@@ -123,8 +123,8 @@ func (l *Lock) compareOwn(f *matrix.Farm) []Drift {
 		switch {
 		case pinned == nil:
 			drifts = append(drifts, Drift{k.Pos, 0, fmt.Sprintf("kernel %s is not in the lock", k.Release)})
-		case !slices.Equal(pinned.Own.Packages, k.Toolchain.Packages):
-			drifts = append(drifts, Drift{k.Pos, pinned.Line, fmt.Sprintf("kernel %s: the farm file says toolchain packages %q, the lock %q", k.Release, k.Toolchain.Packages, pinned.Own.Packages)})
+		case !slices.Equal(pinned.Own.Packages, matrix.Texts(k.Toolchain.Packages)):
+			drifts = append(drifts, Drift{k.Pos, pinned.Line, fmt.Sprintf("kernel %s: the farm file says toolchain packages %q, the lock %q", k.Release, matrix.Texts(k.Toolchain.Packages), pinned.Own.Packages)})
 		}
 	}
 	for _, s := range l.Suites {
