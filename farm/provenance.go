@@ -194,7 +194,11 @@ func (a *attestation) artifact(cells []*Cell, kind string, holds Holds, options 
 		maps.Copy(artifact.Options, options)
 	}
 	for _, c := range cells {
-		artifact.Cells = append(artifact.Cells, a.cell(c))
+		cell := a.cell(c)
+		if holds&HoldsModules != 0 {
+			cell.Test = attestTest(a.results[c])
+		}
+		artifact.Cells = append(artifact.Cells, cell)
 	}
 	return artifact
 }
@@ -213,6 +217,14 @@ func (a *attestation) cell(c *Cell) attest.Cell {
 		}
 	}
 	return cell
+}
+
+// attestTest tells what a test of a result has found; nil where there is no verdict.
+func attestTest(r *Result) *attest.Test {
+	if r == nil || r.Test == nil || r.Test.Verdict == "" {
+		return nil
+	}
+	return &attest.Test{Verdict: string(r.Test.Verdict), Signed: r.Test.Signed, Kernel: attestPackages(r.Cell.Boot)}
 }
 
 func attestPackages(list []*apt.Package) []attest.Package {

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/kofarm/kofarm/farm/attest"
+	"github.com/kofarm/kofarm/farm/boot"
 	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/matrix"
@@ -129,6 +130,25 @@ func TestAttest(t *testing.T) {
 	for name, data := range plain {
 		if _, err := attest.Parse([]byte(data)); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	// A verdict changes the statements of what holds the modules, and no other.
+	for _, r := range results {
+		r.Test = &Tested{OK: true, Verdict: boot.Loaded}
+		r.Cell.Boot = []*apt.Package{{Name: "image", Version: "6", Arch: "amd64", SHA256: strings.Repeat("9", 64)}}
+	}
+	if _, err := c.Collect(t.Context(), results); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range contents(t, dir, "*.intoto.json") {
+		p, err := attest.Parse([]byte(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := p.Parameters.Package == "dkms source-only"
+		if tested := len(p.Tests) == len(p.Parameters.Cells) && len(p.Of(attest.RoleKernel)) == 1; tested == source || source != (data == plain[name]) {
+			t.Errorf("%s: %+v", name, p)
 		}
 	}
 

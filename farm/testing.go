@@ -30,6 +30,7 @@ type Tested struct {
 	Expected string       `json:"expected,omitzero"` // by the farm file; else loaded and refused are right
 	// Required says that modules which are not OK are not packed.
 	Required bool         `json:"required"`
+	Signed   bool         `json:"signed,omitzero"` // the modules were, and the kernel loads no others
 	Why      string       `json:"why,omitzero"`    // why there is no verdict
 	Kernel   []PackageRef `json:"kernel,omitzero"` // what was booted
 	Cached   bool         `json:"cached"`          // not booted anew in this run
@@ -197,7 +198,7 @@ func (t *Tests) Known(ctx context.Context, results []*Result) error {
 
 // tested judges a verdict by what the farm file expects.
 func (t *Tests) tested(c *Cell, r boot.Result) *Tested {
-	out := &Tested{Required: t.Required, Cached: r.Cached, Report: r.Report, Err: r.Err}
+	out := &Tested{Required: t.Required, Signed: t.ModuleKey != nil, Cached: r.Cached, Report: r.Report, Err: r.Err}
 	for _, p := range c.Boot {
 		out.Kernel = append(out.Kernel, PackageRef{p.Name, p.Version, p.Arch, p.SHA256})
 	}

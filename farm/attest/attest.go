@@ -108,6 +108,15 @@ type Cell struct {
 	Custom                    []string // sha256 in hex of the headers of a kernel of one's own
 
 	Upon []Package `json:",omitzero"` // modules that it is built upon: name and version of theirs, and a file's SHA256
+
+	Test *Test `json:",omitzero"` // nil: its modules were not tested
+}
+
+// Test is what became of a cell's modules in their kernel.
+type Test struct {
+	Verdict string
+	Signed  bool      // the modules were, and the kernel loads no others
+	Kernel  []Package // what was booted
 }
 
 // Package is one package of a distribution.
@@ -163,8 +172,9 @@ const (
 	RoleRecipe    Role = "recipe"
 	RoleToolchain Role = "toolchain"
 	RoleHeaders   Role = "headers"
-	RoleExtra     Role = "extra" // what the module's build needs beyond the toolchain
-	RoleUpon      Role = "upon"  // modules that were built before it
+	RoleExtra     Role = "extra"  // what the module's build needs beyond the toolchain
+	RoleUpon      Role = "upon"   // modules that were built before it
+	RoleKernel    Role = "kernel" // what was booted to test the modules
 )
 
 // input is a package and what it is for. kernels are the releases that it is
@@ -190,7 +200,7 @@ func (a *Artifact) inputs() []*input {
 		for _, list := range []struct {
 			role     Role
 			packages []Package
-		}{{RoleToolchain, c.Toolchain}, {RoleHeaders, c.Headers}, {RoleHeaders, c.custom()}, {RoleExtra, c.Extra}, {RoleUpon, c.Upon}} {
+		}{{RoleToolchain, c.Toolchain}, {RoleHeaders, c.Headers}, {RoleHeaders, c.custom()}, {RoleExtra, c.Extra}, {RoleUpon, c.Upon}, {RoleKernel, c.booted()}} {
 			for _, p := range list.packages {
 				id := identity{list.role, p.SHA256}
 				if seen[id] == nil {
@@ -216,6 +226,14 @@ func (c Cell) custom() []Package {
 		all = append(all, Package{Name: fmt.Sprintf("headers-%d", i+1), Version: c.Kernel, SHA256: sum})
 	}
 	return all
+}
+
+// booted are the packages that the cell's test has booted.
+func (c Cell) booted() []Package {
+	if c.Test == nil {
+		return nil
+	}
+	return c.Test.Kernel
 }
 
 // uri names the input.

@@ -2,12 +2,15 @@ package attest
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +66,13 @@ func several() *Artifact {
 func unbuilt() *Artifact {
 	a := several()
 	a.Files[0].Name, a.Kind, a.Built, a.License = "hello-meta_1.0_all.deb", "deb meta", false, ""
+	return a
+}
+
+// tested is several, whose modules were booted in the first kernel.
+func tested() *Artifact {
+	a := several()
+	a.Cells[0].Test = &Test{Verdict: "loaded", Signed: true, Kernel: []Package{deb("linux-image-6.1.0-1-amd64", "6.1.4-1", "8")}}
 	return a
 }
 
@@ -127,6 +137,32 @@ func TestSBOMIsValid(t *testing.T) {
 				doc.Relationships[i].RefB.ElementRefID = whole
 			}
 		})
+	}
+}
+
+// A test leaves the SBOM as it is, and is read back from the statement.
+func TestTestResults(t *testing.T) {
+	if !bytes.Equal(must(tested().SBOM(builder))(t), must(several().SBOM(builder))(t)) {
+		t.Error("the SBOMs differ")
+	}
+	statement := must(tested().Statement(builder))(t)
+	golden(t, "tested"+UnsignedSuffix, statement)
+	p := must(Parse(statement))(t)
+	if want := []TestResult{{hexOf("b"), "6.1.0-1-amd64", "x86_64", "loaded", true}}; !slices.Equal(p.Tests, want) {
+		t.Errorf("got %+v", p.Tests)
+	}
+	if d := p.Of(RoleKernel); len(d) != 1 || d[0].SHA256 != hexOf("8") || !slices.Equal(d[0].Kernels, []string{"6.1.0-1-amd64"}) {
+		t.Errorf("got %+v", d)
+	}
+	unbuilt := tested()
+	unbuilt.Built = false
+	if p := must(Parse(must(unbuilt.Statement(builder))(t)))(t); len(p.Tests)+len(p.Of(RoleKernel)) > 0 {
+		t.Errorf("what holds no modules has %+v", p)
+	}
+	content := base64.StdEncoding.EncodeToString([]byte(`{"cell":"x"}`))
+	broken := regexp.MustCompile(`"content":"[^"]*"`).ReplaceAll(statement, []byte(`"content":"`+content+`"`))
+	if _, err := Parse(broken); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "byproducts[0]: want verdict") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -18,6 +18,7 @@ type Provenance struct {
 	LayerFormat  int          `json:"layerFormat"`
 	Dependencies []Dependency `json:"dependencies"`
 	Byproducts   []File       `json:"byproducts"`
+	Tests        []TestResult `json:"tests,omitzero"`
 }
 
 // Dependency is one input.
@@ -106,8 +107,30 @@ func read(predicate *slsa.Provenance) (*Provenance, error) {
 		}
 		p.Dependencies = append(p.Dependencies, dep)
 	}
-	p.Byproducts, err = files(run.Byproducts)
+	if p.Byproducts, err = files(run.Byproducts); err != nil {
+		return nil, fmt.Errorf("byproducts: %w", err)
+	}
+	p.Tests, err = testResults(run.Byproducts)
 	return p, err
+}
+
+// testResults reads the byproducts that are verdicts.
+func testResults(byproducts []*intoto.ResourceDescriptor) ([]TestResult, error) {
+	var all []TestResult
+	for i, d := range byproducts {
+		if d.MediaType != testResultType {
+			continue
+		}
+		var r TestResult
+		if err := json.Unmarshal(d.Content, &r); err != nil {
+			return nil, fmt.Errorf("byproducts[%d]: %w", i, err)
+		}
+		if r.Verdict == "" || r.Kernel == "" || r.Arch == "" || !sha256Hex.MatchString(r.Cell) {
+			return nil, fmt.Errorf("byproducts[%d]: want verdict, kernel, arch and cell (a sha256 in hex), there are %.64q, %.64q, %.64q and %.70q", i, r.Verdict, r.Kernel, r.Arch, r.Cell)
+		}
+		all = append(all, r)
+	}
+	return all, nil
 }
 
 var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)

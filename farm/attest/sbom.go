@@ -46,7 +46,9 @@ func (a *Artifact) SBOM(b Builder) ([]byte, error) {
 	}
 	modules := a.addModules(d, artifact, source)
 	for _, in := range a.inputs() {
-		a.addInput(d, in, artifact, modules)
+		if in.role != RoleKernel { // nothing was built with it
+			a.addInput(d, in, artifact, modules)
+		}
 	}
 	for _, ref := range slices.Sorted(maps.Keys(d.refs)) {
 		d.OtherLicenses = append(d.OtherLicenses, &spdx.OtherLicense{LicenseIdentifier: ref, ExtractedText: d.refs[ref], LicenseName: noAssertion})

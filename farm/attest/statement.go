@@ -81,6 +81,37 @@ func descriptor(f File) *intoto.ResourceDescriptor {
 	return &intoto.ResourceDescriptor{Name: f.Name, Digest: map[string]string{"sha256": f.SHA256}}
 }
 
+// TestResult is a verdict on a cell's modules: what the byproduct of a statement
+// holds as JSON.
+type TestResult struct {
+	Cell    string `json:"cell"` // its key
+	Kernel  string `json:"kernel"`
+	Arch    string `json:"arch"`
+	Verdict string `json:"verdict"`         // loaded, refused, failed, rejected, crashed or hung
+	Signed  bool   `json:"signed,omitzero"` // the modules were, and the kernel loads no others
+}
+
+const testResultType = "application/vnd.kofarm.test-result.v1+json"
+
+// testResults describes the verdicts on the artifact's modules.
+func (a *Artifact) testResults() ([]*intoto.ResourceDescriptor, error) {
+	var all []*intoto.ResourceDescriptor
+	for _, c := range a.Cells {
+		if !a.Built || c.Test == nil {
+			continue
+		}
+		data, err := json.Marshal(TestResult{c.Key, c.Kernel, c.Arch, c.Test.Verdict, c.Test.Signed})
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256(data)
+		d := descriptor(File{fmt.Sprintf("test of %s (%s)", c.Kernel, c.Arch), hex.EncodeToString(sum[:])})
+		d.MediaType, d.Content = testResultType, data
+		all = append(all, d)
+	}
+	return all, nil
+}
+
 func (a *Artifact) provenance(b Builder, byproducts []File) (*slsa.Provenance, error) {
 	external, err := toStruct(a.parameters())
 	if err != nil {
@@ -105,7 +136,9 @@ func (a *Artifact) provenance(b Builder, byproducts []File) (*slsa.Provenance, e
 	for _, f := range byproducts {
 		p.RunDetails.Byproducts = append(p.RunDetails.Byproducts, descriptor(f))
 	}
-	return p, nil
+	tests, err := a.testResults()
+	p.RunDetails.Byproducts = append(p.RunDetails.Byproducts, tests...)
+	return p, err
 }
 
 // invocation is the key of the cell, or the hash of those of several.

@@ -250,6 +250,9 @@ func (a *app) printProven(p *proven) {
 	if tools := s.Of(attest.RoleToolchain); len(tools) > 0 {
 		line("toolchain", "%d packages (%s); --json lists them", len(tools), compilers(tools))
 	}
+	for _, r := range s.Tests {
+		line("tested", "%q on %q (%q)", r.Verdict, r.Kernel, r.Arch)
+	}
 	line("builder", "%q, kofarm %q", s.Builder.ID, s.Builder.Version)
 	line("signed by", "the key %s", p.Signed)
 	if p.SBOM != "" {
