@@ -96,6 +96,24 @@
 // TestLayerRefuses) and worker/embedded (TestHostileLayers); modules by farm/kmod
 // (TestReadRefuses); outputs that the recipe itself refuses are in ci/recipe.
 //
+// # Kernels that modules are booted in
+//
+// A module under test is hostile code in a guest's kernel: what guards this machine
+// is qemu (package farm/boot). The guest has two serial ports, and neither disk nor
+// network. Its qemu
+//
+//	has an empty environment, and descriptors of no files but the guest's
+//	cannot start a program or gain rights: its own seccomp filter (-sandbox)
+//	runs as nobody, where kofarm is root
+//	may have the guest's memory and 2 GiB, and is killed before anything else
+//	ends with kofarm, however that ends
+//
+// Where kofarm is an ordinary user, qemu is that user. It stays root where root
+// may not become nobody, and with KVM where /dev/kvm is root's alone: with access
+// for a group, such as kvm, or for all it is nobody. Guests that run at the same
+// time share that user. There is no cgroup, so processor time has no limit but the
+// time limit. A guest owns the reports of its own boot.
+//
 // # What is not defended
 //
 // A build owns its own result: it may forge the report and the module of its own

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -134,12 +133,10 @@ func (g guest) run(ctx context.Context, report func(line string, console int) re
 		return outcome{}, errors.Join(err, consoleW.Close())
 	}
 	defer reportR.Close()
-	cmd := exec.CommandContext(ctx, g.qemu, g.arguments()...)
-	cmd.ExtraFiles = []*os.File{consoleW, reportW} // 3 and 4
-	cmd.WaitDelay = 5 * time.Second
+	runtime.LockOSThread() // qemu ends with the thread that starts it
+	defer runtime.UnlockOSThread()
 	var stderr tail
-	cmd.Stderr = &stderr
-	err = cmd.Start()
+	cmd, err := g.start(ctx, &stderr, consoleW, reportW)
 	err = errors.Join(err, consoleW.Close(), reportW.Close())
 	if err != nil {
 		return outcome{}, fmt.Errorf("starting %s: %w", g.qemu, err)

@@ -539,7 +539,7 @@ func (s *session) accel() (Acceleration, time.Duration) {
 }
 
 func kvmUsable() bool {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
 		return false
 	}
