@@ -73,8 +73,13 @@ func (t *Tested) Summary() string {
 		}
 		parts = append(parts, p)
 	}
-	if s := t.Report.Script; s != nil && s.Status != 0 {
-		parts = append(parts, fmt.Sprintf("its test script ended with status %d", s.Status))
+	if s := t.Report.Script; s != nil {
+		if s.Reason != "" {
+			parts = append(parts, s.Reason+" during its test script")
+		}
+		if s.Status != 0 {
+			parts = append(parts, fmt.Sprintf("its test script ended with status %d", s.Status))
+		}
 	}
 	if !t.OK && t.Expected != "" {
 		parts = append(parts, "expected was "+t.Expected)
@@ -83,6 +88,45 @@ func (t *Tested) Summary() string {
 		return string(t.Verdict)
 	}
 	return string(t.Verdict) + ": " + strings.Join(parts, "; ")
+}
+
+// mostEvidence is how many of the lines of one kind Evidence has.
+const mostEvidence = 12
+
+// Evidence is what the kernel and the test script have said where the verdict is
+// not as expected, in lines, and what else is worth to know of the test.
+func (t *Tested) Evidence() []string {
+	if t == nil || t.Report == nil {
+		return nil
+	}
+	lines := slices.Clone(t.Report.Notes)
+	for _, m := range t.Report.Modules {
+		if m.Kept != "" {
+			lines = append(lines, m.Module+" could not be unloaded: "+m.Kept)
+		}
+		if !t.OK && m.Verdict != boot.Loaded && m.Verdict != boot.Refused {
+			lines = append(lines, m.Messages[:min(len(m.Messages), mostEvidence)]...)
+			lines = more(lines, "more lines", len(m.Messages)-mostEvidence)
+		}
+	}
+	if s := t.Report.Script; s != nil && !t.OK {
+		lines = append(lines, s.Messages[:min(len(s.Messages), mostEvidence)]...)
+		lines = more(lines, "more lines", len(s.Messages)-mostEvidence)
+		from := max(0, len(s.Output)-mostEvidence) // its end says what was wrong
+		lines = more(lines, "lines of the script before", from)
+		for _, line := range s.Output[from:] {
+			lines = append(lines, "script: "+line)
+		}
+	}
+	return lines
+}
+
+// more says how many lines there are beside, if there are.
+func more(lines []string, what string, n int) []string {
+	if n <= 0 {
+		return lines
+	}
+	return append(lines, fmt.Sprintf("… %d %s (--json has them)", n, what))
 }
 
 // Tests boots what was built.

@@ -2,6 +2,7 @@ package farm
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,50 @@ func TestTested(t *testing.T) {
 		}
 		if got := (judgement{r.Test.OK, r.Test.Wrong(), r.Packable()}); got != tt.want {
 			t.Errorf("%s, expected %q, require %s: %+v, want %+v", tt.verdict, tt.expected, tt.require, got, tt.want)
+		}
+	}
+}
+
+// TestEvidence has what is told of a test beside its verdict.
+func TestEvidence(t *testing.T) {
+	many := func(what string, from, n int) (lines []string) {
+		for i := range n {
+			lines = append(lines, fmt.Sprint(what, from+i))
+		}
+		return lines
+	}
+	var none *Tested
+	for name, tt := range map[string]struct {
+		test    *Tested
+		summary string
+		want    []string
+	}{
+		"none":    {none, "", nil},
+		"no boot": {&Tested{Why: "no qemu"}, "not tested: no qemu", nil},
+		"loaded": {&Tested{OK: true, Verdict: boot.Loaded, Report: &boot.Report{Verdict: boot.Loaded, Notes: []string{"the kernel has no module x"},
+			Modules: []boot.ModuleReport{{Module: "a.ko", Verdict: boot.Loaded, Kept: "Device or resource busy", Messages: []string{"a: hello"}}},
+			Script:  &boot.ScriptReport{Output: []string{"fine"}}}}, "loaded",
+			[]string{"the kernel has no module x", "a.ko could not be unloaded: Device or resource busy"}},
+		"expected": {&Tested{OK: true, Verdict: boot.Rejected, Expected: "rejected", Report: &boot.Report{Verdict: boot.Rejected,
+			Modules: []boot.ModuleReport{{Module: "a.ko", Verdict: boot.Rejected, Reason: "crc", Messages: []string{"a: disagrees"}}}}}, "rejected: a.ko: rejected (crc)", nil},
+		"rejected": {&Tested{Verdict: boot.Rejected, Report: &boot.Report{Verdict: boot.Rejected, Modules: []boot.ModuleReport{
+			{Module: "a.ko", Verdict: boot.Loaded, Messages: []string{"a: hello"}},
+			{Module: "b.ko", Verdict: boot.Rejected, Reason: "symbol", Messages: many("b", 1, 14)}}}},
+			"rejected: b.ko: rejected (symbol)", append(many("b", 1, 12), "… 2 more lines (--json has them)")},
+		"a warning during the script": {&Tested{Verdict: boot.Crashed, Report: &boot.Report{Verdict: boot.Crashed,
+			Modules: []boot.ModuleReport{{Module: "a.ko", Verdict: boot.Loaded}},
+			Script:  &boot.ScriptReport{Reason: "warning", Messages: []string{"WARNING: CPU: 0"}, Output: []string{"fine"}}}},
+			"crashed: warning during its test script", []string{"WARNING: CPU: 0", "script: fine"}},
+		"a script that fails": {&Tested{Verdict: boot.Failed, Report: &boot.Report{Verdict: boot.Failed,
+			Modules: []boot.ModuleReport{{Module: "a.ko", Verdict: boot.Loaded}},
+			Script:  &boot.ScriptReport{Status: 1, Output: many("line ", 1, 14)}}},
+			"failed: its test script ended with status 1", append([]string{"… 2 lines of the script before (--json has them)"}, many("script: line ", 3, 12)...)},
+	} {
+		if got := tt.test.Evidence(); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+		if tt.test != nil && tt.test.Summary() != tt.summary {
+			t.Errorf("%s: %q, want %q", name, tt.test.Summary(), tt.summary)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -285,6 +286,36 @@ func TestReport(t *testing.T) {
 	m := r.Modules[0]
 	if m.Verdict != Loaded || m.Taint != "OE" || m.Kept != "Device or resource busy" || len(m.Messages) != 2 || m.Messages[1] != "end 0 Live 0 0 -" {
 		t.Errorf("%+v", m)
+	}
+}
+
+// TestJudgeScript has scripts that end badly: what counts is the end of what they
+// print, and what the kernel says.
+func TestJudgeScript(t *testing.T) {
+	var output []string
+	for i := range maxMessages + 5 {
+		output = append(output, fmt.Sprint(i))
+	}
+	warning := []string{"a: hello", "WARNING: CPU: 0 PID: 71 at /build/a.c:3"}
+	for _, tt := range []struct {
+		name    string
+		step    step
+		verdict Verdict
+		reason  string
+	}{
+		{"good", step{kernel: []string{"a: hello"}}, Loaded, ""},
+		{"a status", step{status: 3, kernel: []string{"a: hello"}}, Failed, ""},
+		{"a warning", step{kernel: warning}, Crashed, "warning"},
+		{"taint", step{status: 3, after: taintWarn}, Crashed, "warning"},
+	} {
+		tt.step.text = output
+		r, verdict := judgeScript(&tt.step)
+		if verdict != tt.verdict || r.Reason != tt.reason || r.Status != tt.step.status || (tt.reason == "") != (r.Messages == nil) && tt.step.kernel != nil {
+			t.Errorf("%s: %s, %+v", tt.name, verdict, r)
+		}
+		if len(r.Output) != maxMessages+1 || r.Output[0] != "… 5 lines before" || r.Output[maxMessages] != fmt.Sprint(maxMessages+4) {
+			t.Errorf("%s: %q", tt.name, r.Output)
+		}
 	}
 }
 

@@ -55,8 +55,10 @@ type ModuleReport struct {
 
 // ScriptReport is how the user's test of a unit ended.
 type ScriptReport struct {
-	Status int      `json:"status"` // 137: it was killed at the time limit
-	Output []string `json:"output,omitzero"`
+	Status   int      `json:"status"`            // 137: it was killed at the time limit
+	Reason   string   `json:"reason,omitzero"`   // warning, if the kernel has warned during the script
+	Output   []string `json:"output,omitzero"`   // its end
+	Messages []string `json:"messages,omitzero"` // the kernel's, where it has warned
 }
 
 // Most that is kept of messages: lines, and bytes of one.
@@ -85,10 +87,7 @@ func judge(l *loading, run *unitRun, crash *crash) *Report {
 		r.Modules = append(r.Modules, m)
 	}
 	if s := run.find("script", ""); s != nil && s.done {
-		r.Script = &ScriptReport{Status: s.status, Output: cut(s.text)}
-		if v := judgeScript(s); v != "" {
-			r.Verdict = v
-		}
+		r.Script, r.Verdict = judgeScript(s)
 	}
 	if crash != nil {
 		r.blame(l, run, crash)
@@ -101,14 +100,16 @@ func judge(l *loading, run *unitRun, crash *crash) *Report {
 	return r
 }
 
-func judgeScript(s *step) Verdict {
+func judgeScript(s *step) (*ScriptReport, Verdict) {
+	r := &ScriptReport{Status: s.status, Output: cutFront(s.text)}
 	switch {
 	case s.warned():
-		return Crashed
+		r.Reason, r.Messages = "warning", cut(s.kernel)
+		return r, Crashed
 	case s.status != 0:
-		return Failed
+		return r, Failed
 	}
-	return ""
+	return r, Loaded
 }
 
 // blame puts a crash on the module whose step it was in, or behind.
@@ -318,14 +319,28 @@ func messages(console string) []string {
 
 // cut keeps what a report has room for: the first lines.
 func cut(lines []string) []string {
-	out := slices.Clone(lines[:min(len(lines), maxMessages)])
+	out := shorten(lines[:min(len(lines), maxMessages)])
+	if n := len(lines) - len(out); n > 0 {
+		out = append(out, fmt.Sprintf("… %d more lines", n))
+	}
+	return out
+}
+
+// cutFront keeps the last lines.
+func cutFront(lines []string) []string {
+	out := shorten(lines[max(0, len(lines)-maxMessages):])
+	if n := len(lines) - len(out); n > 0 {
+		out = slices.Insert(out, 0, fmt.Sprintf("… %d lines before", n))
+	}
+	return out
+}
+
+func shorten(lines []string) []string {
+	out := slices.Clone(lines)
 	for i, l := range out {
 		if len(l) > maxMessage {
 			out[i] = strings.ToValidUTF8(l[:maxMessage], "") + "…"
 		}
-	}
-	if n := len(lines) - len(out); n > 0 {
-		out = append(out, fmt.Sprintf("… %d more lines", n))
 	}
 	return out
 }

@@ -39,7 +39,10 @@ func Failures(w io.Writer, cells []farm.CellReport, dir string, again func(selec
 		if c.Outcome == farm.Failed && c.FirstError != "" {
 			fmt.Fprintf(&b, "    %s\n", c.FirstError)
 		}
-		if c.Log != "" && c.Outcome != farm.Infrastructure { // that is an earlier build's
+		for _, line := range c.Test.Evidence() {
+			fmt.Fprintf(&b, "    %s\n", line)
+		}
+		if c.Log != "" && c.Outcome != farm.Infrastructure && !c.Test.Wrong() { // that is an earlier build's, or says nothing of the test
 			fmt.Fprintf(&b, "    %s\n", filepath.Join(dir, c.Log))
 		}
 		fmt.Fprintf(&b, "    %s\n", again(c.Selector()))

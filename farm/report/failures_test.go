@@ -65,7 +65,10 @@ a/1 on l (x86_64) infrastructure: no net
     b/1 on k (x86_64)
     again 
 `},
-		{"crashes", []farm.CellReport{cell("a", "k", func(c *farm.CellReport) { c.Test = &farm.Tested{Verdict: boot.Crashed} })}, `a/1 on k (x86_64) test failed: crashed
+		{"crashes", []farm.CellReport{cell("a", "k", func(c *farm.CellReport) {
+			c.Test = &farm.Tested{Verdict: boot.Crashed, Report: &boot.Report{Modules: []boot.ModuleReport{{Module: "a.ko", Verdict: boot.Crashed, Reason: "oops", Messages: []string{"BUG: a"}}}}}
+		})}, `a/1 on k (x86_64) test failed: crashed: a.ko: crashed (oops)
+    BUG: a
     again a/1@k/x86_64
 `},
 	}

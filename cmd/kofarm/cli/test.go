@@ -166,8 +166,8 @@ type testRow struct {
 	Test *farm.Tested `json:"test,omitzero"`
 }
 
-// listVerdicts prints every verdict, and of those that are not as expected what
-// the kernel has said and how to test again. Quiet, it prints only those.
+// listVerdicts prints every verdict. Quiet, it prints only what is not as
+// expected.
 func (a *app) listVerdicts(w io.Writer, results []*farm.Result, stats boot.Stats) error {
 	if a.json {
 		rows := []testRow{}
@@ -184,29 +184,15 @@ func (a *app) listVerdicts(w io.Writer, results []*farm.Result, stats boot.Stats
 	counts := map[boot.Verdict]int{}
 	untested := 0
 	for _, r := range results {
-		if r.Test == nil || r.Test.Verdict == "" {
-			if r.Outcome != farm.Excluded {
-				untested++
-			}
-			if r.Test == nil {
-				continue
-			}
-		}
-		counts[r.Test.Verdict]++
-		mark := ""
-		if r.Test.Wrong() {
-			mark = "  ✗"
-		}
-		if a.quiet && !r.Test.Wrong() {
+		if r.Outcome == farm.Excluded {
 			continue
 		}
-		fmt.Fprintf(w, "%s: %s%s\n", r.Cell.Name(), r.Test.Summary(), mark)
-		if !r.Test.OK && r.Test.Report != nil {
-			evidence(w, r.Test.Report)
+		if r.Test == nil || r.Test.Verdict == "" {
+			untested++
+		} else {
+			counts[r.Test.Verdict]++
 		}
-		if r.Test.Wrong() {
-			fmt.Fprintf(w, "    %s\n", a.rerun(r.Cell.Row().Selector()))
-		}
+		a.listVerdict(w, r)
 	}
 	var parts []string
 	for _, v := range boot.Verdicts() {
@@ -221,27 +207,37 @@ func (a *app) listVerdicts(w io.Writer, results []*farm.Result, stats boot.Stats
 	return err
 }
 
-// mostEvidence is how many of the kernel's lines are printed for a module.
-const mostEvidence = 12
+// listVerdict prints a cell's verdict, its evidence and how to test it again.
+func (a *app) listVerdict(w io.Writer, r *farm.Result) {
+	wrong := r.Test == nil || r.Test.Wrong()
+	if a.quiet && !wrong {
+		return
+	}
+	what, mark := "not tested: "+notBuilt(r), ""
+	if r.Test != nil {
+		what = r.Test.Summary()
+	}
+	if wrong {
+		mark = "  ✗"
+	}
+	fmt.Fprintf(w, "%s: %s%s\n", r.Cell.Name(), what, mark)
+	for _, line := range r.Test.Evidence() {
+		fmt.Fprintf(w, "    %s\n", line)
+	}
+	if wrong && r.Test != nil {
+		fmt.Fprintf(w, "    %s\n", a.rerun(r.Cell.Row().Selector()))
+	}
+}
 
-func evidence(w io.Writer, r *boot.Report) {
-	for _, m := range r.Modules {
-		if m.Verdict == boot.Loaded || m.Verdict == boot.Refused {
-			continue
-		}
-		for i, line := range m.Messages {
-			if i == mostEvidence {
-				fmt.Fprintf(w, "    … %d more lines with --json\n", len(m.Messages)-i)
-				break
-			}
-			fmt.Fprintf(w, "    %s\n", line)
-		}
+// notBuilt says why there are no modules to test, and what to do.
+func notBuilt(r *farm.Result) string {
+	switch r.Outcome {
+	case farm.Failed:
+		return "its build has failed: see `kofarm log`"
+	case farm.Built:
+		return "its modules do not fit the kernel: see `kofarm status`"
 	}
-	if r.Script != nil && r.Script.Status != 0 {
-		for _, line := range r.Script.Output[:min(len(r.Script.Output), mostEvidence)] {
-			fmt.Fprintf(w, "    script: %s\n", line)
-		}
-	}
+	return "it is not built yet: run `kofarm build`"
 }
 
 // testStatus turns the tests into the exit status.
