@@ -25,6 +25,7 @@ const patience = 10 * time.Minute
 type daemon struct {
 	kind, address string
 	run, socket   string // run is short: a socket's path has at most 107 bytes
+	data          string
 	command       []string
 	process       *exec.Cmd
 }
@@ -41,12 +42,11 @@ func own(t *testing.T, kind, name string, more ...string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{kind: kind, run: run, socket: filepath.Join(run, "sock")}
-	data := rig.Cache(t, "kill-"+kind, name)
+	d := &daemon{kind: kind, run: run, socket: filepath.Join(run, "sock"), data: rig.Cache(t, "kill-"+kind, name)}
 	switch kind {
 	case "docker":
 		d.address = "unix://" + d.socket
-		d.command = []string{"dockerd", "--host", d.address, "--data-root", data, "--exec-root", filepath.Join(run, "exec"),
+		d.command = []string{"dockerd", "--host", d.address, "--data-root", d.data, "--exec-root", filepath.Join(run, "exec"),
 			"--pidfile", filepath.Join(run, "pid"), "--bridge", "none", "--iptables=false", "--ip-forward=false"}
 	case "containerd":
 		d.address = d.socket
@@ -56,7 +56,7 @@ state = %q
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
 address = %q
-`, data, filepath.Join(run, "state"), d.socket))
+`, d.data, filepath.Join(run, "state"), d.socket))
 		d.command = []string{"containerd", "--config", config}
 	}
 	d.command = append(d.command, more...)
@@ -225,7 +225,7 @@ func (d *daemon) mounts() []string {
 	data, _ := os.ReadFile("/proc/self/mountinfo")
 	var found []string
 	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.run+"/") {
+		if f := strings.Fields(line); len(f) > 4 && (strings.HasPrefix(f[4], d.run+"/") || f[4] == d.data) { // dockerd mounts its data upon itself
 			found = append(found, f[4])
 		}
 	}
