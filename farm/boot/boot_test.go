@@ -231,7 +231,7 @@ func twoUnits() []*loading {
 const reported = `firmware uses the port
 begin load x
 
-# hello 6.1.0-50-amd64
+# hello 6.1.0-50-amd64 512
 # unit 0
 # need crc32c_intel 1 insmod: can't insert '/own/crc32c_intel.ko': No such device
 # need snd 1 insmod: can't insert '/own/snd.ko': Invalid argument
@@ -349,6 +349,86 @@ func TestStray(t *testing.T) {
 	for _, text := range []string{"hello 6.1\nunit 0\nbye\n", "begin\nend\n", strings.Repeat("\n", 2*maxStepLines)} {
 		if b, r := readReport(twoUnits(), text); r != noted || len(b.units) > 0 {
 			t.Errorf("%.30q before the first line: %v", text, r)
+		}
+	}
+}
+
+// TestShared has boots of two units, as they were reported: which of the units is
+// to be booted alone?
+func TestShared(t *testing.T) {
+	const (
+		hello   = "# hello 6.1 512\n"
+		one     = "# unit 0\n# need crc32c_intel 0 \n# need snd 0 \n# need there 0 \n# begin load a\n%# end 0 Live 512 %a OE\n# begin script a\n# end %s Live 512 %a OE\n# begin unload a\n# end 0 - %a %a -\n"
+		two     = "# unit 1\n# begin load b\n%b# end %s %a %a OE\n"
+		unload  = "# begin unload b\n# end 0 - %a %a -\n# bye\n"
+		skip    = "# skip unload\n# bye\n"
+		fine    = "0 Live"
+		request = "request x\n"
+		nodev   = "text insmod: can't insert 'b.ko': No such device\n"
+		inval   = "text insmod: can't insert 'b.ko': Invalid argument\n"
+	)
+	report := func(before, script, taint, during, status, after string) string {
+		first := strings.NewReplacer("%#", before+"#", "%s", script, "%a", taint)
+		second := strings.NewReplacer("%b", during, "%s", status, "%a", taint)
+		return hello + first.Replace(one) + second.Replace(two+after)
+	}
+	tests := []struct {
+		name, text string
+		crash      *crash
+		faulty     bool
+		units      int
+		alone      []int
+	}{
+		{"both load", report("", "0", "12800", "", fine, unload), nil, false, 2, nil},
+		{"one refuses itself", report("", "0", "12800", nodev, "1 -", skip), nil, false, 2, nil},
+		{"one refuses itself and has asked for modules", report("", "0", "12800", nodev+request, "1 -", skip), nil, false, 2, []int{1}},
+		{"one has asked for modules", report(request, "0", "12800", "", fine, unload), nil, false, 2, nil},
+		{"one fails", report("", "0", "12800", inval, "1 -", skip), nil, false, 2, []int{1}},
+		{"a script fails", report("", "1", "12800", "", fine, unload), nil, false, 2, []int{0}},
+		{"one warns, though the kernel has before", report("kernel WARNING: CPU: 0 PID: 1 at x.c:1\n", "0", "12800", "", fine, unload), nil, false, 2, []int{0}},
+		{"one leaves the kernel with a fault", report("", "0", "12928", "", fine, unload), nil, true, 1, []int{0}},
+		{"one ends the kernel", report("", "0", "12800", "", fine, ""), crashOf(ended, ""), false, 2, []int{1}},
+	}
+	for _, tt := range tests {
+		units := twoUnits()
+		run, r := readReport(units, tt.text)
+		if r == astray || len(run.units) != tt.units || run.faulty != tt.faulty {
+			t.Errorf("%s: %d units, faulty %v, %q", tt.name, len(run.units), run.faulty, run.stray)
+			continue
+		}
+		var alone []int
+		for i, r := range judgeShared(units[:len(run.units)], run, tt.crash) {
+			if r.Report == nil {
+				alone = append(alone, i)
+			}
+		}
+		if !slices.Equal(alone, tt.alone) {
+			t.Errorf("%s: alone are %v, want %v", tt.name, alone, tt.alone)
+		}
+	}
+	if run, r := readReport(twoUnits()[1:], hello+"# unit 0\n# begin load b\n# end 0 Live 512 12928 OE\n"); run.faulty || r != onward {
+		t.Error("a unit that is alone is not carried on after a fault")
+	}
+}
+
+func TestBatches(t *testing.T) {
+	unit := func(names, own string) *loading {
+		return &loading{Unit: &Unit{}, names: strings.Fields(names), own: strings.Fields(own)}
+	}
+	tests := []struct {
+		name  string
+		units []*loading
+		want  [][]int
+	}{
+		{"different modules", []*loading{unit("a", "crc32c"), unit("b", "crc32c"), unit("c d", "")}, [][]int{{0, 1, 2}}},
+		{"versions", []*loading{unit("a", ""), unit("a", ""), unit("b", ""), unit("a b", ""), unit("c", "")}, [][]int{{0, 2, 4}, {1}, {3}}},
+		{"the kernel's own instead of another's", []*loading{unit("mii", ""), unit("a", "mii usbnet"), unit("b", "")}, [][]int{{0, 2}, {1}}},
+		{"another's instead of the kernel's own", []*loading{unit("a", "mii usbnet"), unit("mii", "")}, [][]int{{0}, {1}}},
+		{"many", []*loading{unit("a", ""), unit("b", ""), unit("c", ""), unit("d", ""), unit("e", "")}, [][]int{{0, 1, 2, 3}, {4}}},
+	}
+	for _, tt := range tests {
+		if got := batches(tt.units, 4); !slices.EqualFunc(got, tt.want, slices.Equal) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }
@@ -495,13 +575,18 @@ func TestLineReader(t *testing.T) {
 // make it fail, or take more memory than lines that the plan expects.
 func FuzzReport(f *testing.F) {
 	f.Add(reported)
-	f.Add("# hello 6.1\n# unit 0\n# need crc32c_intel 0 \n# need snd 0 \n# need there 0 \n# begin load a\n# end 0 Live 0 0 OE\n" +
+	f.Add("# hello 6.1 0\n# unit 0\n# need crc32c_intel 0 \n# need snd 0 \n# need there 0 \n# begin load a\n# end 0 Live 0 0 OE\n" +
 		"# skip script\n# skip unload\n# unit 1\n# begin load b\n# end 99999999999999999999 a b c d\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		units := twoUnits()
 		run, _ := readReport(units, text)
 		if len(run.units) > len(units) {
 			t.Fatalf("%d units", len(run.units))
+		}
+		for _, c := range []*crash{nil, crashOf(ended, text)} {
+			if n := len(run.units); n > 0 && len(judgeShared(units[:n], run, c)) != n {
+				t.Fatal("a unit without a result")
+			}
 		}
 		for i := range run.units {
 			if n := len(run.units[i].steps); n > 3 {

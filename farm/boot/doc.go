@@ -10,6 +10,7 @@
 // need; it is written here, always with the same bytes.
 //
 // Many modules share a boot. The script reports each step on a serial port of
-// its own before and after it, so a boot that ends early has ended in a known
-// step; that step's module is then booted alone, which decides (see Tester).
+// its own before and after it, in lines that only its plan makes, so a boot that
+// ends early has ended in a known step. A good verdict stands; any other is found
+// again by booting the module alone, which decides (see Tester).
 package boot

@@ -78,7 +78,7 @@ finish() {
 # hello begins a line: firmware may have used the port, too.
 hello() {
 	echo >"$port"
-	say hello "$(uname -r)"
+	say hello "$(uname -r)" "$(cat "$tainted")"
 }
 
 unit() {
@@ -104,8 +104,6 @@ need() {
 load() {
 	local name="$1" file="$2"
 	shift 2
-	state "$name"
-	[ "$state" = - ] || rmmod "$name" # the kernel's own of that name
 	begin load "$name"
 	text=$(insmod "$file" "$@" 2>&1)
 	finish "$name" $? "$text"

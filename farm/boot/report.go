@@ -31,14 +31,25 @@ type unitRun struct {
 type bootRun struct {
 	plan    plan   // what is still to come; the first call may have begun
 	tag     string // of init.sh's own lines
+	shared  bool   // several units are planned
 	release string
+	taint   uint64    // of the kernel, before all
 	units   []unitRun // those that were begun
 	stuck   bool      // the last one cannot be unloaded; what comes after was not begun
+	faulty  bool      // the last one has left the kernel with a fault; it was not carried on
 	bye     bool
 	stray   string // the line that the plan did not expect
 }
 
-func newRun(p plan, tag string) *bootRun { return &bootRun{plan: p, tag: tag} }
+func newRun(p plan, tag string) *bootRun {
+	units := 0
+	for _, c := range p {
+		if c[0] == "unit" {
+			units++
+		}
+	}
+	return &bootRun{plan: p, tag: tag, shared: units > 1}
+}
 
 // reply is what the plan makes of a line.
 type reply int
@@ -69,7 +80,9 @@ func (b *bootRun) line(line string, console int) reply {
 		return noted
 	case tagged && s != nil:
 		if f, ok := strings.CutPrefix(own, "end "); ok && s.end(strings.Fields(f)) {
-			r = b.proceed()
+			if r = b.proceed(); b.shared && (s.after&^b.taint)&taintFaults != 0 {
+				b.faulty, r = true, last
+			}
 		}
 	case tagged && len(b.plan) > 0:
 		r = b.next(own, console)
@@ -118,7 +131,11 @@ func (b *bootRun) next(line string, console int) reply {
 	}
 	switch kind {
 	case "hello":
-		b.release = rest
+		taint, err := strconv.ParseUint(more, 10, 64)
+		if err != nil {
+			return astray
+		}
+		b.release, b.taint = name, taint
 	case "unit":
 		b.units = append(b.units, unitRun{})
 	case "need":
@@ -187,6 +204,11 @@ func (u *unitRun) find(kind, module string) *step {
 		}
 	}
 	return nil
+}
+
+// asks says whether the kernel has asked for modules on the unit's behalf.
+func (u *unitRun) asks() bool {
+	return slices.ContainsFunc(u.steps, func(s step) bool { return len(s.requests) > 0 })
 }
 
 // message is a line of the kernel's without level and time.

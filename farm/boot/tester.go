@@ -130,10 +130,12 @@ func Hosts(ctx context.Context) []Host {
 // booting the kernel, as seldom as that can be. finished, unless it is nil, is
 // told of each. The error is the context's or the disk's.
 //
-// All units share a boot. One in which the kernel crashes or hangs is booted
-// again alone, and that decides: where it is well alone, those before it in the
-// boot are tested alone, too, since one of them may have left the fault behind.
-// What came after is booted without it.
+// Units share a boot, but not two that have the same module (see batches). In such
+// a boot it is enough for a unit to be loaded, or to refuse itself: any other
+// verdict is found again by booting the unit alone, and that decides. Behind a unit
+// that leaves the kernel with a fault, or itself, the rest is booted anew. Where one
+// that has crashed is well alone, those before it in the boot are tested alone,
+// too, since one of them may have left the fault behind.
 func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished func(i int, r Result)) ([]Result, error) {
 	results := make([]Result, len(units))
 	settle := func(i int, r Result) {
@@ -164,20 +166,24 @@ func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished fun
 		return results, nil
 	}
 	defer s.close()
-	for batch := range slices.Chunk(missing, maxUnits) {
-		loaded := make([]*loading, len(batch))
-		for n, i := range batch {
-			if loaded[n], err = units[i].load(s.index); err != nil {
-				return nil, err
-			}
+	loaded := make([]*loading, len(missing))
+	for n, i := range missing {
+		if loaded[n], err = units[i].load(s.index); err != nil {
+			return nil, err
 		}
-		err := s.batch(ctx, loaded, func(n int, r *Report, failure error) error {
-			i := batch[n]
-			settle(i, Result{Report: r, Err: failure})
-			if failure != nil {
+	}
+	for _, places := range batches(loaded, maxUnits) {
+		var batch []*loading
+		for _, n := range places {
+			batch = append(batch, loaded[n])
+		}
+		err := s.batch(ctx, batch, func(n int, r Result) error {
+			i := missing[places[n]]
+			settle(i, r)
+			if r.Err != nil {
 				return nil
 			}
-			return t.save(ctx, k, units[i], r)
+			return t.save(ctx, k, units[i], r.Report)
 		})
 		if err != nil {
 			return nil, err
@@ -244,7 +250,7 @@ func (s *session) variablesFile() string { return filepath.Join(s.dir, "variable
 func (s *session) close() error          { return os.RemoveAll(s.dir) }
 
 // batch tests units together. settle is told of each unit once.
-func (s *session) batch(ctx context.Context, units []*loading, settle func(i int, r *Report, failure error) error) error {
+func (s *session) batch(ctx context.Context, units []*loading, settle func(i int, r Result) error) error {
 	for from := 0; from < len(units); {
 		rest := units[from:]
 		run, c, err := s.boot(ctx, rest)
@@ -253,87 +259,101 @@ func (s *session) batch(ctx context.Context, units []*loading, settle func(i int
 				return ctx.Err()
 			}
 			for i := range rest {
-				if err := settle(from+i, nil, err); err != nil {
+				if err := settle(from+i, Result{Err: err}); err != nil {
 					return err
 				}
 			}
 			return nil
 		}
-		reports, err := s.judgeBoot(ctx, rest, run, c)
+		results, err := s.judgeBoot(ctx, rest[:len(run.units)], run, c)
 		if err != nil {
 			return err
 		}
-		for i, r := range reports {
-			if r, err = s.asked(ctx, rest[i], &run.units[i], r); err != nil {
-				return err
-			}
-			if err := settle(from+i, r, nil); err != nil {
+		for i, r := range results {
+			if err := settle(from+i, r); err != nil {
 				return err
 			}
 		}
-		from += len(reports)
+		from += len(results)
 	}
 	return nil
 }
 
-// judgeBoot makes reports on the units that a boot has got to.
-func (s *session) judgeBoot(ctx context.Context, units []*loading, run *bootRun, c *crash) ([]*Report, error) {
-	n := len(run.units)
-	reports := make([]*Report, n)
-	for i := range reports {
-		if c == nil || i < n-1 {
-			reports[i] = judge(units[i], &run.units[i], nil)
+// judgeBoot finds the verdicts on the units that a boot has got to. The error is
+// the context's.
+func (s *session) judgeBoot(ctx context.Context, units []*loading, run *bootRun, c *crash) ([]Result, error) {
+	n := len(units)
+	if n == 1 && !run.faulty {
+		r, err := s.decide(ctx, units[0], run, c)
+		return []Result{{Report: r, Err: err}}, ctx.Err()
+	}
+	results := judgeShared(units, run, c)
+	ended := c != nil || run.faulty
+	for i := n - 1; i >= 0; i-- {
+		if results[i].Report != nil {
+			continue
+		}
+		results[i] = s.alone(ctx, units[i])
+		if i == n-1 && ended && results[i].Err == nil && !worse(results[i].Report.Verdict, Rejected) {
+			clear(results[:i]) // one of those before has left the fault behind
 		}
 	}
-	if c == nil {
-		return reports, nil
-	}
-	last := judge(units[n-1], &run.units[n-1], c)
-	var err error
-	if n == 1 {
-		reports[0], err = s.confirm(ctx, units[0], last)
-		return reports, err
-	}
-	if reports[n-1], err = s.alone(ctx, units[n-1]); err != nil {
-		return nil, err
-	}
-	if worse(reports[n-1].Verdict, Rejected) {
-		return reports, nil
-	}
-	for i := range n - 1 { // one of those before has left the fault behind
-		if reports[i], err = s.alone(ctx, units[i]); err != nil {
-			return nil, err
+	return results, ctx.Err()
+}
+
+// judgeShared makes reports on those units of a boot for which it is enough; those
+// without are to be booted alone.
+func judgeShared(units []*loading, run *bootRun, c *crash) []Result {
+	results := make([]Result, len(units))
+	for i, u := range units {
+		if i == len(units)-1 && (c != nil || run.faulty) {
+			break
+		}
+		r := judge(u, &run.units[i], nil)
+		if r.Verdict == Loaded || r.Verdict == Refused && !run.units[i].asks() {
+			results[i].Report = r
 		}
 	}
-	return reports, nil
+	return results
+}
+
+// alone boots a unit by itself.
+func (s *session) alone(ctx context.Context, u *loading) Result {
+	run, c, err := s.boot(ctx, []*loading{u})
+	if err != nil {
+		return Result{Err: err}
+	}
+	r, err := s.decide(ctx, u, run, c)
+	return Result{Report: r, Err: err}
 }
 
 // maxAsked is how often a unit is booted again with what it has asked for.
 const maxAsked = 3
 
-// asked boots a unit again that was not loaded when the kernel asked for modules,
-// on its behalf, which no dependency tells of (request_module: a cipher's mode, a
+// decide makes the report on a unit that was booted alone.
+//
+// It is booted again where it was not loaded when the kernel asked for modules, on
+// its behalf, which no dependency tells of (request_module: a cipher's mode, a
 // protocol), as far as the kernel has them. Where they are loaded before, does it
 // load?
-func (s *session) asked(ctx context.Context, u *loading, run *unitRun, r *Report) (*Report, error) {
+func (s *session) decide(ctx context.Context, u *loading, run *bootRun, c *crash) (*Report, error) {
+	r := judge(u, &run.units[0], c)
 	for range maxAsked {
 		if r.Verdict == Loaded || worse(r.Verdict, Rejected) {
-			return r, nil
+			break
 		}
-		more := s.requested(u, run)
+		more := s.requested(u, &run.units[0])
 		if len(more) == 0 {
-			return r, nil
+			break
 		}
-		u.own = append(u.own, more...)
-		next, c, err := s.boot(ctx, []*loading{u})
-		if err != nil {
+		u.own, u.asked = append(u.own, more...), append(u.asked, more...)
+		var err error
+		if run, c, err = s.boot(ctx, []*loading{u}); err != nil {
 			return nil, err
 		}
-		run = &next.units[0]
-		r = judge(u, run, c)
-		r.Notes = append(r.Notes, "the kernel asked for modules that were loaded before: "+strings.Join(more, ", "))
+		r = judge(u, &run.units[0], c)
 	}
-	return r, nil
+	return s.confirm(ctx, u, r)
 }
 
 // requested lists the modules of the kernel's own that were asked for and not
@@ -351,32 +371,16 @@ func (s *session) requested(u *loading, run *unitRun) []string {
 	return more
 }
 
-// alone boots a unit by itself.
-func (s *session) alone(ctx context.Context, u *loading) (*Report, error) {
-	r, err := s.once(ctx, u)
-	if err != nil {
-		return nil, err
-	}
-	return s.confirm(ctx, u, r)
-}
-
-func (s *session) once(ctx context.Context, u *loading) (*Report, error) {
-	run, c, err := s.boot(ctx, []*loading{u})
-	if err != nil {
-		return nil, err
-	}
-	return judge(u, &run.units[0], c), nil
-}
-
 // confirm boots a unit that seems to hang, or to keep the processor, again, until
 // two boots agree: a busy machine may look like it.
 func (s *session) confirm(ctx context.Context, u *loading, r *Report) (*Report, error) {
 	seen := []*Report{r}
 	for len(seen) < maxTries && timed(seen[len(seen)-1]) {
-		next, err := s.once(ctx, u)
+		run, c, err := s.boot(ctx, []*loading{u})
 		if err != nil {
 			return nil, err
 		}
+		next := judge(u, &run.units[0], c)
 		for _, old := range seen {
 			if old.Verdict == next.Verdict {
 				return next, nil

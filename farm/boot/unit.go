@@ -64,8 +64,8 @@ type loading struct {
 	*Unit
 	names   []string // of Modules, in the order in which they are loaded
 	files   map[string]Module
-	data    map[string][]byte
 	own     []string // the kernel's own modules, in order
+	asked   []string // those of them that the kernel has asked for, which nothing told before
 	unknown []string // names that the kernel does not have
 	// unreadable are modules that are none, by name.
 	unreadable map[string]error
@@ -73,7 +73,7 @@ type loading struct {
 
 // load reads the unit's modules and finds out what they need.
 func (u *Unit) load(ix *index) (*loading, error) {
-	l := &loading{Unit: u, files: map[string]Module{}, data: map[string][]byte{}, unreadable: map[string]error{}}
+	l := &loading{Unit: u, files: map[string]Module{}, unreadable: map[string]error{}}
 	siblings := map[string]ownModule{}
 	skip := map[string]bool{}
 	var order []string
@@ -83,7 +83,7 @@ func (u *Unit) load(ix *index) (*loading, error) {
 			return nil, fmt.Errorf("%s: %w", m.File, err)
 		}
 		name := moduleName(m.File)
-		l.files[name], l.data[name], skip[name] = m, data, true
+		l.files[name], skip[name] = m, true
 		order = append(order, name)
 		ko, err := kmod.ReadAt(bytes.NewReader(data), int64(len(data)), kmod.Limits{PlainOnly: true})
 		if err != nil {
@@ -123,6 +123,43 @@ func sortNeeds(names []string, needs map[string]ownModule) []string {
 	return order
 }
 
+// batches puts units together that share a boot, in their order, as places in
+// units. What one leaves behind may be what another needs to load, or what keeps
+// it from loading: two units of which one has a module that the other has, too,
+// or needs of the kernel's own, do not share a boot. So of several versions of a
+// module each is in another batch.
+func batches(units []*loading, most int) [][]int {
+	type batch struct {
+		units      []int
+		names, own map[string]bool
+	}
+	fits := func(b *batch, u *loading) bool {
+		theirs := func(name string) bool { return b.names[name] }
+		return len(b.units) < most && !slices.ContainsFunc(u.names, theirs) && !slices.ContainsFunc(u.own, theirs) &&
+			!slices.ContainsFunc(u.names, func(name string) bool { return b.own[name] })
+	}
+	var all []*batch
+	for i, u := range units {
+		at := slices.IndexFunc(all, func(b *batch) bool { return fits(b, u) })
+		if at < 0 {
+			at, all = len(all), append(all, &batch{names: map[string]bool{}, own: map[string]bool{}})
+		}
+		b := all[at]
+		b.units = append(b.units, i)
+		for _, name := range u.names {
+			b.names[name] = true
+		}
+		for _, name := range u.own {
+			b.own[name] = true
+		}
+	}
+	var places [][]int
+	for _, b := range all {
+		places = append(places, b.units)
+	}
+	return places
+}
+
 // applets are the programs that init.sh and tests find.
 var applets = []string{"sh", "mount", "dmesg", "insmod", "rmmod", "cat", "head", "sed", "usleep", "sleep", "uname", "timeout",
 	"mkdir", "rm", "ls", "grep", "test", "[", "echo", "printf", "true", "false", "ln", "cp", "mv", "dd", "od", "wc", "tr", "cut",
@@ -151,7 +188,11 @@ func initramfs(w io.Writer, busybox, plan []byte, units []*loading, own map[stri
 	}
 	for i, u := range units {
 		for _, name := range u.names {
-			c.file(fmt.Sprintf("unit/%d/%s.ko", i, name), 0o644, u.data[name])
+			data, err := u.files[name].Open()
+			if err != nil {
+				return fmt.Errorf("%s: %w", u.files[name].File, err)
+			}
+			c.file(fmt.Sprintf("unit/%d/%s.ko", i, name), 0o644, data)
 		}
 		if u.Script != nil {
 			c.file(fmt.Sprintf("unit/%d/script", i), 0o755, u.Script)

@@ -73,6 +73,8 @@ const (
 	taintDied    = 1 << 7
 	taintWarn    = 1 << 9
 	taintLockup  = 1 << 14
+
+	taintFaults = taintBadPage | taintDied | taintWarn | taintLockup
 )
 
 // judge makes the report on a unit of what a boot has reported. crash is how the
@@ -81,6 +83,9 @@ func judge(l *loading, run *unitRun, crash *crash) *Report {
 	r := &Report{Verdict: Loaded, Notes: slices.Clone(run.needs)}
 	for _, name := range l.unknown {
 		r.Notes = append(r.Notes, "the kernel has no module "+name)
+	}
+	if len(l.asked) > 0 {
+		r.Notes = append(r.Notes, "the kernel asked for modules that were loaded before: "+strings.Join(l.asked, ", "))
 	}
 	for _, name := range l.names {
 		m := judgeModule(l.files[name].File, run.find("load", name), run.find("unload", name), l.unreadable[name])
@@ -170,8 +175,7 @@ func judgeModule(file string, load, unload *step, unreadable error) ModuleReport
 
 // warned says whether the kernel has found a fault of its own in a step.
 func (s *step) warned() bool {
-	const faults = taintBadPage | taintDied | taintWarn | taintLockup
-	return (s.after&^s.before)&faults != 0 || slices.ContainsFunc(s.kernel, warning.MatchString)
+	return (s.after&^s.before)&taintFaults != 0 || slices.ContainsFunc(s.kernel, warning.MatchString)
 }
 
 var warning = regexp.MustCompile(`^(WARNING: (CPU: \d+ PID: |at |.*:\d+ )|BUG: |------------\[ cut here \]|watchdog: BUG: )`)

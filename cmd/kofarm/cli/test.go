@@ -30,7 +30,8 @@ func (a *app) testCommand() *cobra.Command {
 		Use:   "test [farm.yaml]",
 		Short: "Boot each kernel in qemu and load what was built for it; builds nothing",
 		Long: `test boots each kernel of the farm file in qemu and loads the modules that the
-store holds for it: all of a kernel in one boot, each by itself. A verdict is
+store holds for it, each by itself. Modules share a boot; where one is neither
+loaded nor refused, it is booted again alone, and that decides. A verdict is
 loaded, refused (by the module: its hardware is not there), failed, rejected (by
 the kernel), crashed or hung. Verdicts are kept in the store.
 
