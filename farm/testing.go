@@ -305,7 +305,7 @@ func noBoot(c *Cell) string {
 // unit is a result's modules as they are booted, after those that they are built
 // upon: these have verdicts of their own, too.
 func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
-	u := &boot.Unit{Name: r.Cell.Name(), Script: t.scripts[r.Cell.Module]}
+	u := &boot.Unit{Name: r.Cell.Name(), Version: r.Cell.Module.Name + "/" + r.Cell.Module.Version, Script: t.scripts[r.Cell.Module]}
 	for _, n := range r.Cell.Needs {
 		rec, err := records{t.Store}.load(n.Key)
 		if err != nil {

@@ -23,6 +23,7 @@ type Test struct {
 	Signatures string
 	Timeout    time.Duration // of loading one module, or one script; default one minute
 	Memory     Size          // of the machine; default 256 MiB
+	Alone      bool          // each module version has a boot of its own, which no other may lie in
 	Pos        Pos
 
 	signatures Pos
@@ -71,6 +72,7 @@ const (
 func (d *decoder) test(n *yaml.Node) *Test {
 	t := &Test{Require: RequireNothing, Signatures: IgnoreSignatures, Accel: "auto", Timeout: defaultTimeout, Memory: 256 * MiB, Pos: posOf(n)}
 	d.mapping(n, "test", fields{
+		"alone":   func(n *yaml.Node) { d.boolean(n, "alone", &t.Alone) },
 		"require": func(n *yaml.Node) { t.Require = d.word(n, "require", []string{RequireLoaded, RequireNothing}) },
 		"accel":   func(n *yaml.Node) { t.Accel = d.word(n, "accel", []string{"auto", "kvm", "tcg"}) },
 		"signatures": func(n *yaml.Node) {

@@ -112,7 +112,30 @@
 // may not become nobody, and with KVM where /dev/kvm is root's alone: with access
 // for a group, such as kvm, or for all it is nobody. Guests that run at the same
 // time share that user. There is no cgroup, so processor time has no limit but the
-// time limit. A guest owns the reports of its own boot.
+// time limit.
+//
+// What kofarm reads of a guest, and what that says of other modules:
+//
+//	THREAT                                     WHAT STOPS IT
+//	a report that nobody expects: units that   the report may say what the plan makes next, in lines with a tag that is made
+//	there are not, steps out of turn, the end  of all that is booted, and nothing else (TestStray, TestSplit, FuzzReport)
+//	a report or a console without end          maxStepLines, maxStepBytes, maxReport, maxConsole
+//	never ending, slowly or busily             a limit for each step, which nothing but the next step begins anew, and one
+//	                                           for a whole boot (TestSilence)
+//	a fault that is left to the next module    a bad verdict is found again alone, and a fault ends the boot (TestShared,
+//	                                           TestSplit); versions of a module do not share a boot (TestBatches)
+//	names that leave their place in the        names are the kernel's kind of names, or else the file's
+//	guest's files, or the plan's words
+//
+// Not defended is the verdict on a module against that module: it may seem to load
+// where it does nothing. Nor are verdicts of one boot against each other: a module
+// that looks for the tag in its kernel's memory can report what it likes of those
+// that come after it, or change the kernel that they are loaded in, so that they
+// seem to load, or to fail. Modules in a boot trust each other therefore, as those
+// that are loaded on one machine do. With test.alone each module version has a boot
+// of its own, and there is no such verdict. Without, a report says which others
+// were in the boot (Report.Beside), and a shared cache is given none but of boots
+// with one module version (TestSaveShared).
 //
 // # What is not defended
 //

@@ -10,7 +10,8 @@ import (
 )
 
 // TestSharedVerdicts has a machine learn from the registry what another has found
-// in kernels that it booted.
+// in kernels that it booted: in boots of one module version, as others are not told
+// of.
 func TestSharedVerdicts(t *testing.T) {
 	w := newWorld(t)
 	addr := w.address(t)

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -221,9 +222,9 @@ func TestErrnoOf(t *testing.T) {
 // twoUnits are two units: one with all that a unit can have, and a plain one.
 func twoUnits() []*loading {
 	return []*loading{
-		{Unit: &Unit{Name: "one", Script: []byte("x")}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}},
+		{Unit: &Unit{Version: "one/1", Script: []byte("x")}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}},
 			own: []string{"crc32c_intel", "snd", "there"}, unknown: []string{"soundcore"}},
-		{Unit: &Unit{Name: "two"}, names: []string{"b"}, files: map[string]Module{"b": {File: "b.ko"}}},
+		{Unit: &Unit{Version: "two/2"}, names: []string{"b"}, files: map[string]Module{"b": {File: "b.ko"}}},
 	}
 }
 
@@ -398,6 +399,9 @@ func TestShared(t *testing.T) {
 		}
 		var alone []int
 		for i, r := range judgeShared(units[:len(run.units)], run, tt.crash) {
+			if r.Report != nil && !slices.Equal(r.Report.Beside, []string{units[1-i].Version}) {
+				t.Errorf("%s: beside %q", tt.name, r.Report.Beside)
+			}
 			if r.Report == nil {
 				alone = append(alone, i)
 			}
@@ -651,5 +655,42 @@ func TestStored(t *testing.T) {
 		if r := tester.Stored(k, unit(name)); r != nil {
 			t.Errorf("%s: %+v", name, r)
 		}
+	}
+}
+
+// told is a Shared that notes what it is given.
+type told []string
+
+func (s *told) Push(_ context.Context, _, what string) { *s = append(*s, what) }
+func (s *told) Pull(context.Context, string, string)   {}
+
+// TestSaveShared has verdicts from boots with others and without: others are not
+// told of the first, and who wants boots of one module version takes none.
+func TestSaveShared(t *testing.T) {
+	s, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	var shared told
+	tester := &Tester{Store: s, Shared: &shared}
+	k := Kernel{Release: "6.1.0-1-amd64", Arch: "x86_64"}
+	alone := &Tester{Store: s, Alone: true}
+	for _, beside := range [][]string{{"other/1"}, nil} {
+		name := strings.Join(append(beside, "a"), " ")
+		u := &Unit{Name: name, Modules: []Module{{File: "a.ko", SHA256: name}}}
+		r := &Report{Verdict: Loaded, Modules: []ModuleReport{{Module: "a.ko", Verdict: Loaded}}, Beside: beside}
+		if err := tester.save(t.Context(), k, u, r); err != nil {
+			t.Fatal(err)
+		}
+		if got := tester.Stored(k, u); got == nil || !slices.Equal(got.Beside, beside) {
+			t.Errorf("beside %q: stored %+v", beside, got)
+		}
+		if got := alone.Stored(k, u); (got == nil) != (beside != nil) {
+			t.Errorf("beside %q: alone %+v", beside, got)
+		}
+	}
+	if !slices.Equal(shared, told{"a"}) {
+		t.Errorf("others were told of %q", shared)
 	}
 }

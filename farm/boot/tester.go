@@ -56,6 +56,7 @@ type Tester struct {
 	Timeout  time.Duration // that one step of a module may take, as loading it; 0: DefaultTimeout
 	Memory   int64         // bytes of a guest; 0: DefaultMemory
 	Options  string        // more of the kernel's command line, as module.sig_enforce=1
+	Alone    bool          // units do not share boots, and a verdict that was found otherwise does not count
 	Trust    []byte        // a certificate in DER that UEFI firmware tells the kernel to trust; nil: none, or no firmware
 	Shared   Shared        // verdicts that others have found; nil: there are none
 	Log      *slog.Logger
@@ -172,7 +173,11 @@ func (t *Tester) Test(ctx context.Context, k Kernel, units []*Unit, finished fun
 			return nil, err
 		}
 	}
-	for _, places := range batches(loaded, maxUnits) {
+	most := maxUnits
+	if t.Alone {
+		most = 1
+	}
+	for _, places := range batches(loaded, most) {
 		var batch []*loading
 		for _, n := range places {
 			batch = append(batch, loaded[n])
@@ -311,10 +316,22 @@ func judgeShared(units []*loading, run *bootRun, c *crash) []Result {
 		}
 		r := judge(u, &run.units[i], nil)
 		if r.Verdict == Loaded || r.Verdict == Refused && !run.units[i].asks() {
+			r.Beside = beside(units, i)
 			results[i].Report = r
 		}
 	}
 	return results
+}
+
+// beside lists the versions of the units in a boot but one.
+func beside(units []*loading, i int) []string {
+	var others []string
+	for n, u := range units {
+		if n != i {
+			others = append(others, u.Version)
+		}
+	}
+	return others
 }
 
 // alone boots a unit by itself.

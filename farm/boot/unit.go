@@ -15,6 +15,7 @@ import (
 // Unit is what is tested together: the modules of one module version.
 type Unit struct {
 	Name    string // for messages
+	Version string // of which module, and which: NAME/VERSION, for reports on others in the same boot
 	Modules []Module
 	First   []string // modules or aliases of the kernel's own to load before
 	// Script is run by busybox's sh when the modules are loaded, in an empty
@@ -42,7 +43,7 @@ exit 1
 `)
 
 // verdictFormat numbers how verdicts are found. Those of another are found anew.
-const verdictFormat = 2
+const verdictFormat = 3
 
 // key names the unit's verdict: by all that it depends on.
 func (u *Unit) key(k Kernel, options string, trust []byte) string {

@@ -35,6 +35,10 @@ type Report struct {
 	Modules []ModuleReport `json:"modules"` // in the order in which they were loaded
 	Script  *ScriptReport  `json:"script,omitzero"`
 	Notes   []string       `json:"notes,omitzero"` // of the kernel's own modules that could not be loaded before
+	// Beside are the other module versions in the boot that gave the verdict, as
+	// NAME/VERSION. They run in the same kernel, so one that means to can have it say
+	// what it likes of the others.
+	Beside []string `json:"beside,omitzero"`
 }
 
 // ModuleReport is the verdict on a module.

@@ -60,10 +60,14 @@ func (t *Tester) Stored(k Kernel, u *Unit) *Report {
 	if json.Unmarshal(data, &r) != nil || !slices.Contains(Verdicts(), r.Verdict) || len(r.Modules) != len(u.Modules) {
 		return nil
 	}
+	if t.Alone && len(r.Beside) > 0 {
+		return nil
+	}
 	return &r
 }
 
-// save stores a verdict, and tells others; but not that a module hangs, which may
+// save stores a verdict, and tells others, unless one of several modules in a boot
+// may have given it for another; but not that a module hangs, which may
 // be the machine's fault and is found anew.
 func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
 	if r.Verdict == Hung {
@@ -87,7 +91,7 @@ func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
 	if err == nil {
 		err = t.Store.SetRef(VerdictRef, key, d)
 	}
-	if err == nil && t.Shared != nil {
+	if err == nil && t.Shared != nil && len(r.Beside) == 0 {
 		t.Shared.Push(ctx, key, u.Name)
 	}
 	return err

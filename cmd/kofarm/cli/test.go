@@ -31,9 +31,11 @@ func (a *app) testCommand() *cobra.Command {
 		Short: "Boot each kernel in qemu and load what was built for it; builds nothing",
 		Long: `test boots each kernel of the farm file in qemu and loads the modules that the
 store holds for it, each by itself. Modules share a boot; where one is neither
-loaded nor refused, it is booted again alone, and that decides. A verdict is
-loaded, refused (by the module: its hardware is not there), failed, rejected (by
-the kernel), crashed or hung. Verdicts are kept in the store.
+loaded nor refused, it is booted again alone, and that decides. With alone: true
+under test in the farm file each module version has a boot of its own.
+
+A verdict is loaded, refused (by the module: its hardware is not there), failed,
+rejected (by the kernel), crashed or hung. Verdicts are kept in the store.
 
 Exit status: 0 all verdicts are loaded, refused or what the farm file expects; 1
 some are not, or are missing; 3 a kernel does not boot, or qemu does not run.`,
@@ -60,7 +62,7 @@ func (a *app) tester(ctx context.Context, s *session, f testFlags) (*farm.Tests,
 	if set := s.farm.Test; set != nil {
 		t.Accel = cmp.Or(t.Accel, boot.Acceleration(set.Accel))
 		t.Timeout = cmp.Or(t.Timeout, set.Timeout)
-		t.Memory = int64(set.Memory)
+		t.Memory, t.Alone = int64(set.Memory), set.Alone
 	}
 	var err error
 	if t.Shared, err = a.sharedVerdicts(s); err != nil {
