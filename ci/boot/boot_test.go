@@ -255,6 +255,7 @@ func TestVerdicts(t *testing.T) {
 		{"a missing dependency", unit("kf_user", get("kf_user")), want{boot.Rejected, "symbol", "Unknown symbol kf_base_answer"}},
 		{"half a module", unit("kf_good", good[:len(good)/2]), want{boot.Rejected, "format", ""}},
 		{"prints what looks like a report", unit("kf_forge", get("kf_forge")), want{boot.Refused, "ENXIO", "end 0 Live 0 0 OE"}},
+		{"a file of another name", unit("kf_dest", get("kf_param")), want{boot.Loaded, "", "kf_param: number 0"}},
 		{"after all of them", unit("kf_good", good), want{boot.Loaded, "", ""}},
 		{"no exit function", unit("kf_noexit", get("kf_noexit")), want{boot.Loaded, "", ""}},
 	}

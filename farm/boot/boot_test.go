@@ -132,39 +132,37 @@ func TestClosure(t *testing.T) {
 	ix.builtin([]byte("kernel/fs/ext4/ext4.ko\nkernel/lib/crc-t10dif.ko\n"))
 	ix.builtinInfo([]byte("ext4.alias=fs-ext4\x00ext4.license=GPL\x00"))
 	ix.finish()
+	ix.Modules["usbnet"], ix.Modules["mii"] = ownModule{Depends: []string{"mii"}}, ownModule{}
+	none := map[string]ownModule{}
 	tests := []struct {
-		names, skip, want, unknown []string
+		names         []string
+		instead       map[string]ownModule
+		want, unknown []string
 	}{
-		{[]string{"libcrc32c", "dm_bufio"}, nil, []string{"crc32c_generic", "crc32c_intel", "libcrc32c", "dm_mod", "dm_bufio"}, nil},
-		{[]string{"dm-bufio"}, []string{"dm_mod"}, []string{"dm_bufio"}, nil},
-		{[]string{"loop-a"}, nil, []string{"loop_b", "loop_a"}, nil},
-		{[]string{"ext4", "fs-ext4", "crc_t10dif"}, nil, nil, nil},
-		{[]string{"nosuch", "cpu:type:x86"}, nil, nil, []string{"nosuch", "cpu:type:x86"}},
-		{[]string{"mine"}, []string{"mine"}, nil, nil},
+		{[]string{"libcrc32c", "dm_bufio"}, none, []string{"crc32c_generic", "crc32c_intel", "libcrc32c", "dm_mod", "dm_bufio"}, nil},
+		{[]string{"loop-a"}, none, []string{"loop_b", "loop_a"}, nil},
+		{[]string{"ext4", "fs-ext4", "crc_t10dif"}, none, nil, nil},
+		{[]string{"nosuch", "cpu:type:x86"}, none, nil, []string{"nosuch", "cpu:type:x86"}},
+		{[]string{"mine"}, map[string]ownModule{"mine": {}}, []string{"mine"}, nil},
+		{[]string{"ext4"}, map[string]ownModule{"ext4": {}}, []string{"ext4"}, nil},
+		{[]string{"crc32c"}, map[string]ownModule{"crc32c_intel": {Depends: []string{"mii"}}}, []string{"crc32c_generic", "mii", "crc32c_intel"}, nil},
+		{[]string{"usbuser", "mii"}, map[string]ownModule{"mii": {Depends: []string{"dm-mod"}}, "usbuser": {Depends: []string{"usbnet"}}},
+			[]string{"dm_mod", "mii", "usbnet", "usbuser"}, nil},
+		{[]string{"a", "b", "c", "x", "y"}, map[string]ownModule{"a": {Depends: []string{"c", "ext4"}}, "b": {Before: []string{"a"}}, "c": {},
+			"x": {Depends: []string{"y"}}, "y": {Depends: []string{"x"}}}, []string{"c", "a", "b", "y", "x"}, nil},
 	}
 	for _, tt := range tests {
-		skip := map[string]bool{}
-		for _, s := range tt.skip {
-			skip[s] = true
-		}
-		got, unknown := ix.closure(tt.names, skip)
+		got, unknown := ix.closure(tt.names, tt.instead)
 		if !slices.Equal(got, tt.want) || !slices.Equal(unknown, tt.unknown) {
 			t.Errorf("%q: %q, unknown %q; want %q, %q", tt.names, got, unknown, tt.want, tt.unknown)
 		}
 	}
 }
 
-func TestSortNeeds(t *testing.T) {
-	needs := map[string]ownModule{"a": {Depends: []string{"c", "ext4"}}, "b": {Before: []string{"a"}}, "c": {}, "x": {Depends: []string{"y"}}, "y": {Depends: []string{"x"}}}
-	if got, want := sortNeeds([]string{"a", "b", "c", "x", "y"}, needs), []string{"c", "a", "b", "y", "x"}; !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
-
 // TestPlan has a shell carry out a plan whose functions print their arguments.
 func TestPlan(t *testing.T) {
-	u := &loading{Unit: &Unit{Script: []byte("x")}, names: []string{"a", "b"}, own: []string{"own"},
-		files: map[string]Module{"a": {Parameters: []string{"x=it's $HOME", "y=`id`; *"}}}}
+	u := &loading{Unit: &Unit{Script: []byte("x")}, names: []string{"a", "b"}, order: []string{"own", "a", "other", "b"},
+		files: map[string]Module{"a": {Parameters: []string{"x=it's $HOME", "y=`id`; *"}}, "b": {}}}
 	program := `for f in hello unit need load script unload bye; do eval "$f() { printf '%s' $f; printf ' <%s>' \"\$@\"; echo; }"; done` + "\n"
 	p := planOf([]*loading{u}, DefaultTimeout)
 	out, err := exec.Command("busybox", "sh", "-c", program+string(p.text("ttyS1", "0123"))+"echo $port $tag").Output()
@@ -175,6 +173,7 @@ func TestPlan(t *testing.T) {
 unit <0>
 need <own> </own/own.ko>
 load <a> </unit/0/a.ko> <x=it's $HOME> <y=` + "`id`; *" + `>
+need <other> </own/other.ko>
 load <b> </unit/0/b.ko>
 script </unit/0/script> <54> <a> <b>
 unload <b>
@@ -223,8 +222,8 @@ func TestErrnoOf(t *testing.T) {
 func twoUnits() []*loading {
 	return []*loading{
 		{Unit: &Unit{Version: "one/1", Script: []byte("x")}, names: []string{"a"}, files: map[string]Module{"a": {File: "a.ko"}},
-			own: []string{"crc32c_intel", "snd", "there"}, unknown: []string{"soundcore"}},
-		{Unit: &Unit{Version: "two/2"}, names: []string{"b"}, files: map[string]Module{"b": {File: "b.ko"}}},
+			order: []string{"crc32c_intel", "snd", "there", "a"}, unknown: []string{"soundcore"}},
+		{Unit: &Unit{Version: "two/2"}, names: []string{"b"}, order: []string{"b"}, files: map[string]Module{"b": {File: "b.ko"}}},
 	}
 }
 
@@ -437,10 +436,43 @@ func TestBatches(t *testing.T) {
 	}
 }
 
+// TestWhere has boots that end at some line: in which step?
+func TestWhere(t *testing.T) {
+	u := &loading{Unit: &Unit{}, names: []string{"mii", "user"}, order: []string{"first", "mii", "usbnet", "user"},
+		files: map[string]Module{"mii": {File: "mii.ko"}, "user": {File: "user.ko"}}}
+	lines := []struct{ line, kind, module string }{
+		{"hello 6.1 0", "", ""},
+		{"unit 0", "load", "mii"},
+		{"need first 0 ", "load", "mii"},
+		{"begin load mii", "load", "mii"},
+		{"end 0 Live 0 0 OE", "load", "user"}, // usbnet comes next, which user needs
+		{"need usbnet 0 ", "load", "mii"},     // what mii has left behind, or else user is next to begin
+		{"begin load user", "load", "user"},
+		{"end 0 Live 0 0 OE", "load", "user"},
+		{"begin unload user", "unload", "user"},
+		{"end 0 - 0 0 -", "unload", "user"},
+		{"begin unload mii", "unload", "mii"},
+		{"end 0 - 0 0 -", "unload", "mii"},
+	}
+	text := ""
+	for _, l := range lines {
+		text += "# " + l.line + "\n"
+		run, r := readReport([]*loading{u}, text)
+		if s := run.where(); r != onward || s.kind != l.kind || s.module != l.module {
+			t.Errorf("after %q: %s %s, want %s %s", l.line, s.kind, s.module, l.kind, l.module)
+		}
+	}
+	run, _ := readReport([]*loading{u}, "# hello 6.1 0\n# unit 0\n# need first 0 \n# begin load mii\n# end 0 Live 0 0 OE\n")
+	r := judge(u, &run.units[0], &crash{at: run.where(), verdict: Hung, reason: "timeout"})
+	if r.Verdict != Hung || r.Modules[0].Verdict != Loaded || r.Modules[1].Verdict != Hung || r.Modules[1].Reason != "timeout" {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestTag has boots that differ: no module may know the tag of another's.
 func TestTag(t *testing.T) {
 	boot := func(m Module, script string) string {
-		units := []*loading{{Unit: &Unit{Modules: []Module{m}, Script: []byte(script)}, names: []string{"a"}, files: map[string]Module{"a": m}}}
+		units := []*loading{{Unit: &Unit{Modules: []Module{m}, Script: []byte(script)}, names: []string{"a"}, order: []string{"a"}, files: map[string]Module{"a": m}}}
 		return tagOf(planOf(units, DefaultTimeout), units)
 	}
 	tags := map[string]bool{
@@ -588,6 +620,9 @@ func FuzzReport(f *testing.F) {
 			t.Fatalf("%d units", len(run.units))
 		}
 		for _, c := range []*crash{nil, crashOf(ended, text)} {
+			if c != nil {
+				c.at = run.where()
+			}
 			if n := len(run.units); n > 0 && len(judgeShared(units[:n], run, c)) != n {
 				t.Fatal("a unit without a result")
 			}

@@ -122,22 +122,28 @@ func (ix *index) find(name string) (names []string, ok bool) {
 	return nil, ok
 }
 
-// closure lists the modules that the names need, each before those that need it;
-// those of skip are left out. unknown are names that the kernel does not have.
-func (ix *index) closure(names []string, skip map[string]bool) (order, unknown []string) {
+// closure lists the modules that the names need, each before those that need it,
+// where some are there instead of the kernel's own. unknown are names that the
+// kernel does not have.
+func (ix *index) closure(names []string, instead map[string]ownModule) (order, unknown []string) {
 	seen := map[string]bool{}
 	var visit func(name string)
 	visit = func(name string) {
 		found, ok := ix.find(name)
-		if !ok && !skip[moduleName(name)] {
+		if _, there := instead[moduleName(name)]; there {
+			found = []string{moduleName(name)}
+		} else if !ok {
 			unknown = append(unknown, name)
 		}
 		for _, n := range found {
-			if seen[n] || skip[n] {
+			if seen[n] {
 				continue
 			}
 			seen[n] = true
-			m := ix.Modules[n]
+			m, there := instead[n]
+			if !there {
+				m = ix.Modules[n]
+			}
 			for _, before := range slices.Concat(m.Before, m.Depends) {
 				visit(before)
 			}

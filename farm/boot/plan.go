@@ -22,11 +22,12 @@ func planOf(units []*loading, timeout time.Duration) plan {
 	p := plan{{"hello"}}
 	for i, u := range units {
 		p = append(p, call{"unit", fmt.Sprint(i)})
-		for _, name := range u.own {
-			p = append(p, call{"need", name, "/own/" + name + ".ko"})
-		}
-		for _, name := range u.names {
-			p = append(p, append(call{"load", name, fmt.Sprintf("/unit/%d/%s.ko", i, name)}, u.files[name].Parameters...))
+		for _, name := range u.order {
+			if m, ok := u.files[name]; ok {
+				p = append(p, append(call{"load", name, fmt.Sprintf("/unit/%d/%s.ko", i, name)}, m.Parameters...))
+			} else {
+				p = append(p, call{"need", name, "/own/" + name + ".ko"})
+			}
 		}
 		if u.Script != nil {
 			seconds := max(1, int(timeout.Seconds()*0.9))

@@ -105,6 +105,24 @@ func (b *bootRun) open() *step {
 	return &steps[len(steps)-1]
 }
 
+// where gives the step that a boot has got to. One that loads a module of the
+// kernel's own is on the way to the module that needs it.
+func (b *bootRun) where() step {
+	var s step
+	if n := len(b.units); n > 0 && len(b.units[n-1].steps) > 0 {
+		steps := b.units[n-1].steps
+		s = steps[len(steps)-1]
+	} else if n == 0 {
+		return s
+	}
+	if s.kind == "" || s.done && b.plan[0][0] == "need" {
+		if i := slices.IndexFunc(b.plan, func(c call) bool { return c[0] == "load" }); i >= 0 {
+			return step{kind: "load", module: b.plan[i][1], console: s.console}
+		}
+	}
+	return s
+}
+
 // proceed goes on to the next call.
 func (b *bootRun) proceed() reply {
 	b.plan = b.plan[1:]

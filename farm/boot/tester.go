@@ -363,7 +363,8 @@ func (s *session) decide(ctx context.Context, u *loading, run *bootRun, c *crash
 		if len(more) == 0 {
 			break
 		}
-		u.own, u.asked = append(u.own, more...), append(u.asked, more...)
+		u.asked = append(u.asked, more...)
+		u.arrange(s.index, slices.Concat(u.First, u.asked, u.names))
 		var err error
 		if run, c, err = s.boot(ctx, []*loading{u}); err != nil {
 			return nil, err
@@ -376,16 +377,12 @@ func (s *session) decide(ctx context.Context, u *loading, run *bootRun, c *crash
 // requested lists the modules of the kernel's own that were asked for and not
 // there.
 func (s *session) requested(u *loading, run *unitRun) []string {
-	skip := map[string]bool{}
-	for _, name := range slices.Concat(u.own, u.names) {
-		skip[name] = true
-	}
 	var names []string
 	for _, step := range run.steps {
 		names = append(names, step.requests...)
 	}
-	more, _ := s.index.closure(names, skip)
-	return more
+	more, _ := s.index.closure(names, u.needs)
+	return slices.DeleteFunc(more, func(name string) bool { return slices.Contains(u.order, name) })
 }
 
 // confirm boots a unit that seems to hang, or to keep the processor, again, until
@@ -476,11 +473,10 @@ func (s *session) crash(out outcome, run *bootRun) *crash {
 	if out.ending == complete {
 		return nil
 	}
-	from := 0
-	if u := run.units[len(run.units)-1]; len(u.steps) > 0 {
-		from = u.steps[len(u.steps)-1].console - (out.total - len(out.console))
-	}
+	at := run.where()
+	from := at.console - (out.total - len(out.console))
 	c := crashOf(out.ending, out.console[min(max(0, from), len(out.console)):])
+	c.at = at
 	if out.ending == strayed {
 		c.messages = append(cut([]string{"kofarm: not a line of the report: " + clean(run.stray)}), c.messages...)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 
 	"github.com/kofarm/kofarm/farm/kmod"
@@ -63,9 +64,11 @@ func (u *Unit) key(k Kernel, options string, trust []byte) string {
 // loading is a unit that is ready for an initramfs.
 type loading struct {
 	*Unit
-	names   []string // of Modules, in the order in which they are loaded
-	files   map[string]Module
-	own     []string // the kernel's own modules, in order
+	files   map[string]Module // Modules, by the names that the kernel has for them
+	needs   map[string]ownModule
+	order   []string // in which modules are loaded: names, and own
+	names   []string // of Modules
+	own     []string // the kernel's own modules
 	asked   []string // those of them that the kernel has asked for, which nothing told before
 	unknown []string // names that the kernel does not have
 	// unreadable are modules that are none, by name.
@@ -74,54 +77,45 @@ type loading struct {
 
 // load reads the unit's modules and finds out what they need.
 func (u *Unit) load(ix *index) (*loading, error) {
-	l := &loading{Unit: u, files: map[string]Module{}, unreadable: map[string]error{}}
-	siblings := map[string]ownModule{}
-	skip := map[string]bool{}
-	var order []string
+	l := &loading{Unit: u, files: map[string]Module{}, needs: map[string]ownModule{}, unreadable: map[string]error{}}
+	var names []string
 	for _, m := range u.Modules {
 		data, err := m.Open()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", m.File, err)
 		}
 		name := moduleName(m.File)
-		l.files[name], skip[name] = m, true
-		order = append(order, name)
 		ko, err := kmod.ReadAt(bytes.NewReader(data), int64(len(data)), kmod.Limits{PlainOnly: true})
 		if err != nil {
-			l.unreadable[name] = err
-			continue
+			l.unreadable[name], ko = err, &kmod.Module{}
 		}
-		siblings[name] = needs(ko)
+		if _, taken := l.files[ko.Name]; !taken && kernelName.MatchString(ko.Name) {
+			name = ko.Name
+		}
+		l.files[name], l.needs[name] = m, needs(ko)
+		names = append(names, name)
 	}
-	l.names = sortNeeds(order, siblings)
-	wanted := slices.Clone(u.First)
-	for _, name := range l.names {
-		wanted = append(wanted, siblings[name].Before...)
-		wanted = append(wanted, siblings[name].Depends...)
-	}
-	l.own, l.unknown = ix.closure(wanted, skip)
+	l.arrange(ix, slices.Concat(u.First, names))
 	return l, nil
 }
 
-// sortNeeds orders modules so that each comes after those that it needs.
-func sortNeeds(names []string, needs map[string]ownModule) []string {
-	var order []string
-	seen := map[string]bool{}
-	var visit func(name string)
-	visit = func(name string) {
-		if seen[name] || !slices.Contains(names, name) {
-			return
+// kernelName is what a module may say that its name is: DKMS may have given its
+// file another.
+var kernelName = regexp.MustCompile(`^[A-Za-z0-9_]{1,55}$`)
+
+// arrange finds the order in which modules are loaded: those that are wanted, in
+// their order, each after all that it needs. Where the unit has a module of the
+// kernel's own, it is loaded in its stead, before what of the kernel's needs it.
+func (l *loading) arrange(ix *index, wanted []string) {
+	l.order, l.unknown = ix.closure(wanted, l.needs)
+	l.names, l.own = nil, nil
+	for _, name := range l.order {
+		if _, ok := l.files[name]; ok {
+			l.names = append(l.names, name)
+		} else {
+			l.own = append(l.own, name)
 		}
-		seen[name] = true
-		for _, n := range slices.Concat(needs[name].Before, needs[name].Depends) {
-			visit(n)
-		}
-		order = append(order, name)
 	}
-	for _, name := range names {
-		visit(name)
-	}
-	return order
 }
 
 // batches puts units together that share a boot, in their order, as places in

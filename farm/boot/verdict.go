@@ -123,22 +123,17 @@ func judgeScript(s *step) (*ScriptReport, Verdict) {
 
 // blame puts a crash on the module whose step it was in, or behind.
 func (r *Report) blame(l *loading, run *unitRun, c *crash) {
-	at := step{kind: "load", module: l.names[0]} // in one of the kernel's own modules, before
-	if n := len(run.steps); n > 0 {
-		at = run.steps[n-1]
-	}
-	file := l.files[at.module].File
-	for i := range r.Modules {
+	for i, name := range l.names {
 		m := &r.Modules[i]
 		switch {
-		case m.Module == file:
-			m.Verdict, m.Reason, m.Step, m.Kept = c.verdict, c.reason, at.kind, ""
+		case name == c.at.module:
+			m.Verdict, m.Reason, m.Step, m.Kept = c.verdict, c.reason, c.at.kind, ""
 			m.Messages = cut(append(slices.Clip(m.Messages), c.messages...))
-		case run.find("load", moduleName(m.Module)) == nil: // the boot ended before
+		case run.find("load", name) == nil: // the boot ended before
 			m.Verdict, m.Reason = c.verdict, "not reached"
 		}
 	}
-	if at.kind == "script" {
+	if c.at.kind == "script" {
 		r.Verdict = c.verdict
 	}
 }
@@ -275,6 +270,7 @@ func errnoName(e syscall.Errno) string {
 
 // crash is how a boot ended in the middle of a unit.
 type crash struct {
+	at       step // in which it ended, or behind which
 	verdict  Verdict
 	reason   string
 	messages []string
