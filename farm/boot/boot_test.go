@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -427,12 +428,41 @@ func TestBatches(t *testing.T) {
 		{"versions", []*loading{unit("a", ""), unit("a", ""), unit("b", ""), unit("a b", ""), unit("c", "")}, [][]int{{0, 2, 4}, {1}, {3}}},
 		{"the kernel's own instead of another's", []*loading{unit("mii", ""), unit("a", "mii usbnet"), unit("b", "")}, [][]int{{0, 2}, {1}}},
 		{"another's instead of the kernel's own", []*loading{unit("a", "mii usbnet"), unit("mii", "")}, [][]int{{0}, {1}}},
+		{"large ones", []*loading{{Unit: &Unit{}, size: maxModules / 2}, {Unit: &Unit{}, size: 2 * maxModules}, {Unit: &Unit{}, size: maxModules / 2}, unit("a", ""), {Unit: &Unit{}, size: 1}},
+			[][]int{{0, 2, 3}, {1}, {4}}},
 		{"many", []*loading{unit("a", ""), unit("b", ""), unit("c", ""), unit("d", ""), unit("e", "")}, [][]int{{0, 1, 2, 3}, {4}}},
 	}
 	for _, tt := range tests {
 		if got := batches(tt.units, 4); !slices.EqualFunc(got, tt.want, slices.Equal) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestPortions has things of which one is too much for more than itself.
+func TestPortions(t *testing.T) {
+	for _, bad := range []int{-1, 0, 7, 19} {
+		var calls, done []int
+		err := portions(20, func(from, to int) (int, error) {
+			calls = append(calls, to-from)
+			if from <= bad && bad < to && to-from > 1 {
+				return 0, nil
+			}
+			n := min(to-from, 5) // no more at a time
+			for i := range n {
+				done = append(done, from+i)
+			}
+			return n, nil
+		})
+		if err != nil || len(done) != 20 || !slices.IsSorted(done) || slices.Compact(slices.Clone(done))[19] != 19 {
+			t.Errorf("bad %d: %v, done %v", bad, err, done)
+		}
+		if len(calls) > 16 {
+			t.Errorf("bad %d: %v", bad, calls)
+		}
+	}
+	if err := portions(2, func(int, int) (int, error) { return 0, io.EOF }); !errors.Is(err, io.EOF) {
+		t.Error(err)
 	}
 }
 

@@ -81,8 +81,9 @@ var machines = map[string]machine{
 func (m machine) native() bool { return m.host == runtime.GOARCH }
 
 // commandLine is what kernels of all architectures are told: to end at the first
-// fault, and to spare what takes time and finds nothing here.
-const commandLine = "loglevel=4 panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=5 log_buf_len=1M " +
+// fault, to spare what takes time and finds nothing here, and to keep files in
+// memory without tmpfs's limit of half of it.
+const commandLine = "rootfstype=ramfs loglevel=4 panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=5 log_buf_len=1M " +
 	"cryptomgr.notests=1 rcupdate.rcu_expedited=1"
 
 // guest is one boot.

@@ -31,7 +31,8 @@ const (
 
 // Most that is booted for a verdict.
 const (
-	maxUnits = 64 // in one boot
+	maxUnits   = 64       // in one boot
+	maxModules = 64 << 20 // bytes of the modules of several units in one
 	// maxStarts is how often a boot is tried that does not come up: it is the
 	// machine's fault, not a module's.
 	maxStarts = 3
@@ -216,6 +217,8 @@ type session struct {
 	*prepared
 	library *library
 	dir     string // for files that qemu reads
+	up      bool   // the kernel has come up
+	down    error  // why it does not, with nothing to load
 }
 
 func (t *Tester) begin(ctx context.Context, k Kernel) (*session, error) {
@@ -254,34 +257,71 @@ func (s *session) codeFile() string      { return filepath.Join(s.dir, "code") }
 func (s *session) variablesFile() string { return filepath.Join(s.dir, "variables") }
 func (s *session) close() error          { return os.RemoveAll(s.dir) }
 
-// batch tests units together. settle is told of each unit once.
+// batch tests units together, as far as that can be. settle is told of each unit
+// once.
 func (s *session) batch(ctx context.Context, units []*loading, settle func(i int, r Result) error) error {
-	for from := 0; from < len(units); {
-		rest := units[from:]
-		run, c, err := s.boot(ctx, rest)
+	return portions(len(units), func(from, to int) (done int, err error) {
+		results, err := s.together(ctx, units[from:to])
 		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			for i := range rest {
-				if err := settle(from+i, Result{Err: err}); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		results, err := s.judgeBoot(ctx, rest[:len(run.units)], run, c)
-		if err != nil {
-			return err
+			return 0, err
 		}
 		for i, r := range results {
 			if err := settle(from+i, r); err != nil {
-				return err
+				return 0, err
 			}
 		}
-		from += len(results)
+		return len(results), nil
+	})
+}
+
+// portions does n things, as many at a time as can be: all at first, half as many
+// where do gets none of several done, and twice as many where it does.
+func portions(n int, do func(from, to int) (done int, err error)) error {
+	most := n
+	for from := 0; from < n; {
+		to := min(n, from+most)
+		done, err := do(from, to)
+		if err != nil {
+			return err
+		}
+		if from += done; done > 0 {
+			most *= 2
+		} else {
+			most = max(1, (to-from)/2)
+		}
 	}
 	return nil
+}
+
+// together boots units, and finds the verdicts on those that the boot has got to.
+// There is none where several do not come up together, but the kernel does. The
+// error is the context's.
+func (s *session) together(ctx context.Context, units []*loading) ([]Result, error) {
+	err := s.down
+	var run *bootRun
+	var c *crash
+	if err == nil {
+		run, c, err = s.boot(ctx, units)
+	}
+	if err == nil {
+		s.up = true
+		return s.judgeBoot(ctx, units[:len(run.units)], run, c)
+	}
+	if !s.up && s.down == nil {
+		_, _, s.down = s.boot(ctx, nil)
+		s.up = s.down == nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if s.up && len(units) > 1 {
+		return nil, nil
+	}
+	results := make([]Result, len(units))
+	for i := range results {
+		results[i].Err = err
+	}
+	return results, nil
 }
 
 // judgeBoot finds the verdicts on the units that a boot has got to. The error is
@@ -410,8 +450,8 @@ func timed(r *Report) bool {
 	return r.Verdict == Hung || slices.ContainsFunc(r.Modules, func(m ModuleReport) bool { return m.Reason == "lockup" || m.Reason == "reset" })
 }
 
-// boot boots the kernel with units, again where it does not come up. The crash is
-// nil where all that was begun has ended.
+// boot boots the kernel with units, or with none, again where it does not come up.
+// The crash is nil where all that was begun has ended.
 func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash, error) {
 	g := guest{machine: machines[s.Arch], initramfs: s.initramfsFile(), kernel: s.kernelFile(),
 		idle: cmp.Or(s.Timeout, DefaultTimeout), append: s.Options}
@@ -421,7 +461,7 @@ func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash,
 	if err != nil {
 		return nil, nil, err
 	}
-	g.memory = cmp.Or(s.Memory, DefaultMemory) + max(0, 2*(size-smallInitramfs))
+	g.memory = cmp.Or(s.Memory, DefaultMemory) + max(0, 3*(size-smallInitramfs))
 	if u := s.uefi(); u != nil {
 		g.code, g.variables = s.codeFile(), s.variablesFile()
 		g.memory += u.memory
@@ -445,7 +485,7 @@ func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash,
 		case len(run.units) > 1 && err == nil && out.ending == late: // each was in time until then
 			run.units = run.units[:len(run.units)-1]
 			return run, nil, nil
-		case len(run.units) > 0 && err == nil:
+		case (len(run.units) > 0 || run.bye) && err == nil:
 			return run, s.crash(out, run), nil
 		case g.accel == KVM && s.Accel != KVM:
 			s.withoutKVM(out, err)
@@ -484,7 +524,8 @@ func (s *session) crash(out outcome, run *bootRun) *crash {
 }
 
 // smallInitramfs is how many bytes of an initramfs any guest has memory for. It
-// is there twice for a moment, and loaded modules are there once more.
+// is there twice while it is unpacked, then once; the kernel reads a module into
+// memory, and loads it into more.
 const smallInitramfs = 32 << 20
 
 // writeInitramfs writes what the kernel unpacks, and gives its size in bytes.

@@ -66,6 +66,7 @@ type loading struct {
 	*Unit
 	files   map[string]Module // Modules, by the names that the kernel has for them
 	needs   map[string]ownModule
+	size    int64    // bytes of Modules
 	order   []string // in which modules are loaded: names, and own
 	names   []string // of Modules
 	own     []string // the kernel's own modules
@@ -93,6 +94,7 @@ func (u *Unit) load(ix *index) (*loading, error) {
 			name = ko.Name
 		}
 		l.files[name], l.needs[name] = m, needs(ko)
+		l.size += int64(len(data))
 		names = append(names, name)
 	}
 	l.arrange(ix, slices.Concat(u.First, names))
@@ -126,11 +128,12 @@ func (l *loading) arrange(ix *index, wanted []string) {
 func batches(units []*loading, most int) [][]int {
 	type batch struct {
 		units      []int
+		size       int64
 		names, own map[string]bool
 	}
 	fits := func(b *batch, u *loading) bool {
 		theirs := func(name string) bool { return b.names[name] }
-		return len(b.units) < most && !slices.ContainsFunc(u.names, theirs) && !slices.ContainsFunc(u.own, theirs) &&
+		return len(b.units) < most && b.size+u.size <= maxModules && !slices.ContainsFunc(u.names, theirs) && !slices.ContainsFunc(u.own, theirs) &&
 			!slices.ContainsFunc(u.names, func(name string) bool { return b.own[name] })
 	}
 	var all []*batch
@@ -140,7 +143,7 @@ func batches(units []*loading, most int) [][]int {
 			at, all = len(all), append(all, &batch{names: map[string]bool{}, own: map[string]bool{}})
 		}
 		b := all[at]
-		b.units = append(b.units, i)
+		b.units, b.size = append(b.units, i), b.size+u.size
 		for _, name := range u.names {
 			b.names[name] = true
 		}
