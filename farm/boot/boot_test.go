@@ -698,16 +698,17 @@ func TestStored(t *testing.T) {
 	if r := tester.Stored(k, unit("1")); r == nil || r.Verdict != Loaded {
 		t.Errorf("%+v", r)
 	}
-	for name, other := range map[string]*Tester{"other options": {Store: s, Options: "x"}, "a certificate": {Store: s, Trust: []byte("x")}} {
+	for name, other := range map[string]*Tester{"other options": {Store: s, Options: "x"}, "a certificate": {Store: s, Trust: []byte("x")},
+		"other memory": {Store: s, Memory: DefaultMemory / 2}} {
 		if r := other.Stored(k, unit("1")); r != nil {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
-	d, err := s.Ref(VerdictRef, unit("1").key(k, "", nil))
+	d, err := s.Ref(VerdictRef, tester.key(k, unit("1")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.SetRef(VerdictRef, unit("2").key(k, "", nil), d); err != nil {
+	if err := s.SetRef(VerdictRef, tester.key(k, unit("2")), d); err != nil {
 		t.Fatal(err)
 	}
 	if r := tester.Stored(k, unit("2")); r != nil {
@@ -719,6 +720,40 @@ func TestStored(t *testing.T) {
 		}
 		if r := tester.Stored(k, unit(name)); r != nil {
 			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+// TestTimed has verdicts that time has decided: they are found twice, and not kept.
+func TestTimed(t *testing.T) {
+	s, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	tester := &Tester{Store: s}
+	k := Kernel{Release: "6.1.0-1-amd64", Arch: "x86_64"}
+	for name, tt := range map[string]struct {
+		verdict Verdict
+		script  *ScriptReport
+		timed   bool
+	}{
+		"a module hangs":        {Hung, nil, true},
+		"a script is killed":    {Failed, &ScriptReport{Status: 137}, true},
+		"a script fails":        {Failed, &ScriptReport{Status: 1}, false},
+		"a module fails":        {Failed, nil, false},
+		"a script is all right": {Loaded, &ScriptReport{}, false},
+	} {
+		u := &Unit{Modules: []Module{{File: "a.ko", SHA256: name}}}
+		r := &Report{Verdict: tt.verdict, Script: tt.script, Modules: []ModuleReport{{Module: "a.ko", Verdict: tt.verdict}}}
+		if timed(r) != tt.timed {
+			t.Errorf("%s: timed %v", name, !tt.timed)
+		}
+		if err := tester.save(t.Context(), k, u, r); err != nil {
+			t.Fatal(err)
+		}
+		if kept := tester.Stored(k, u) != nil; kept == tt.timed {
+			t.Errorf("%s: kept %v", name, kept)
 		}
 	}
 }

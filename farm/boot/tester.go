@@ -425,8 +425,8 @@ func (s *session) requested(u *loading, run *unitRun) []string {
 	return slices.DeleteFunc(more, func(name string) bool { return slices.Contains(u.order, name) })
 }
 
-// confirm boots a unit that seems to hang, or to keep the processor, again, until
-// two boots agree: a busy machine may look like it.
+// confirm boots a unit that seems to hang, or to keep the processor, or whose script
+// does, again, until two boots agree: a busy machine may look like it.
 func (s *session) confirm(ctx context.Context, u *loading, r *Report) (*Report, error) {
 	seen := []*Report{r}
 	for len(seen) < maxTries && timed(seen[len(seen)-1]) {
@@ -447,7 +447,7 @@ func (s *session) confirm(ctx context.Context, u *loading, r *Report) (*Report, 
 
 // timed says whether time has decided a verdict.
 func timed(r *Report) bool {
-	return r.Verdict == Hung || slices.ContainsFunc(r.Modules, func(m ModuleReport) bool { return m.Reason == "lockup" || m.Reason == "reset" })
+	return r.Verdict == Hung || r.Script.killed() || slices.ContainsFunc(r.Modules, func(m ModuleReport) bool { return m.Reason == "lockup" || m.Reason == "reset" })
 }
 
 // boot boots the kernel with units, or with none, again where it does not come up.

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
@@ -44,16 +45,21 @@ exit 1
 `)
 
 // verdictFormat numbers how verdicts are found. Those of another are found anew.
-const verdictFormat = 3
+const verdictFormat = 4
 
-// key names the unit's verdict: by all that it depends on.
-func (u *Unit) key(k Kernel, options string, trust []byte) string {
+// key names the verdict on a unit: by all that it depends on. The time limit is not
+// part of it: a verdict that it has made is not kept.
+func (t *Tester) key(k Kernel, u *Unit) string {
 	h := sha256.New()
 	part := func(format string, args ...any) { fmt.Fprintf(h, format+"\n", args...) }
 	part("kofarm verdict %d", verdictFormat)
 	part("%s", k.digest())
 	part("%x %q", sha256.Sum256(initScript), modprobe)
-	part("%q %q %q %x", commandLine, machines[k.Arch].command, options, sha256.Sum256(trust))
+	m := machines[k.Arch]
+	part("%q %q %q %x", commandLine, m.command, t.Options, sha256.Sum256(t.Trust))
+	if part("%q %d", m.args, cmp.Or(t.Memory, DefaultMemory)); k.uefi() != nil {
+		part("%q %d", m.uefi.args, m.uefi.memory)
+	}
 	for _, m := range u.Modules {
 		part("%q %s %q", m.File, m.SHA256, m.Parameters)
 	}

@@ -65,6 +65,9 @@ type ScriptReport struct {
 	Messages []string `json:"messages,omitzero"` // the kernel's, where it has warned
 }
 
+// killed says whether a script was ended at its limit, as timeout(1) tells.
+func (s *ScriptReport) killed() bool { return s != nil && s.Status == 128+int(unix.SIGKILL) }
+
 // Most that is kept of messages: lines, and bytes of one.
 const (
 	maxMessages = 80

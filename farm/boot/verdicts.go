@@ -34,13 +34,13 @@ func (t *Tester) known(ctx context.Context, k Kernel, u *Unit) *Report {
 	if r := t.Stored(k, u); r != nil || t.Shared == nil {
 		return r
 	}
-	t.Shared.Pull(ctx, u.key(k, t.Options, t.Trust), u.Name)
+	t.Shared.Pull(ctx, t.key(k, u), u.Name)
 	return t.Stored(k, u)
 }
 
 // Stored gives the verdict on a unit that the store has, or nil.
 func (t *Tester) Stored(k Kernel, u *Unit) *Report {
-	key := u.key(k, t.Options, t.Trust)
+	key := t.key(k, u)
 	d, err := t.Store.Ref(VerdictRef, key)
 	if err != nil {
 		return nil
@@ -67,10 +67,10 @@ func (t *Tester) Stored(k Kernel, u *Unit) *Report {
 }
 
 // save stores a verdict, and tells others, unless one of several modules in a boot
-// may have given it for another; but not that a module hangs, which may
-// be the machine's fault and is found anew.
+// may have given it for another. What a time limit has decided is not stored: it may
+// be the machine's fault, and is found anew.
 func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
-	if r.Verdict == Hung {
+	if r.Verdict == Hung || r.Script.killed() {
 		return nil
 	}
 	data, err := json.Marshal(r)
@@ -81,7 +81,7 @@ func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
 	if err != nil {
 		return err
 	}
-	key := u.key(k, t.Options, t.Trust)
+	key := t.key(k, u)
 	data, err = json.Marshal(v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: config,
 		Layers: []v1.Descriptor{}, Annotations: map[string]string{keyAnnotation: key}})
 	if err != nil {
