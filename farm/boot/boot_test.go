@@ -484,15 +484,20 @@ func TestWhere(t *testing.T) {
 		{"begin unload mii", "unload", "mii"},
 		{"end 0 - 0 0 -", "unload", "mii"},
 	}
-	text := ""
+	var text strings.Builder
 	for _, l := range lines {
-		text += "# " + l.line + "\n"
-		run, r := readReport([]*loading{u}, text)
+		text.WriteString("# " + l.line + "\n")
+		run, r := readReport([]*loading{u}, text.String())
 		if s := run.where(); r != onward || s.kind != l.kind || s.module != l.module {
 			t.Errorf("after %q: %s %s, want %s %s", l.line, s.kind, s.module, l.kind, l.module)
 		}
 	}
 	run, _ := readReport([]*loading{u}, "# hello 6.1 0\n# unit 0\n# need first 0 \n# begin load mii\n# end 0 Live 0 0 OE\n")
+	run.units[0].steps[0].console = 30 // the report was read later than the console
+	oops := outcome{ending: ended, console: "BUG: kernel NULL pointer dereference\nKernel panic\n", total: 50}
+	if c := run.crash(oops); c.reason != "oops" || len(c.messages) != 2 {
+		t.Errorf("%+v", c)
+	}
 	r := judge(u, &run.units[0], &crash{at: run.where(), verdict: Hung, reason: "timeout"})
 	if r.Verdict != Hung || r.Modules[0].Verdict != Loaded || r.Modules[1].Verdict != Hung || r.Modules[1].Reason != "timeout" {
 		t.Errorf("%+v", r)

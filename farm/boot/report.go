@@ -123,6 +123,25 @@ func (b *bootRun) where() step {
 	return s
 }
 
+// crash says how a boot ended that did not end as planned. What ends a kernel is the
+// only such thing on its console, which may have been read sooner than the report.
+func (b *bootRun) crash(out outcome) *crash {
+	if out.ending == complete {
+		return nil
+	}
+	at := b.where()
+	from := 0
+	if out.ending != ended {
+		from = min(max(0, at.console-(out.total-len(out.console))), len(out.console))
+	}
+	c := crashOf(out.ending, out.console[from:])
+	c.at = at
+	if out.ending == strayed {
+		c.messages = append(cut([]string{"kofarm: not a line of the report: " + clean(b.stray)}), c.messages...)
+	}
+	return c
+}
+
 // proceed goes on to the next call.
 func (b *bootRun) proceed() reply {
 	b.plan = b.plan[1:]

@@ -486,7 +486,7 @@ func (s *session) boot(ctx context.Context, units []*loading) (*bootRun, *crash,
 			run.units = run.units[:len(run.units)-1]
 			return run, nil, nil
 		case (len(run.units) > 0 || run.bye) && err == nil:
-			return run, s.crash(out, run), nil
+			return run, run.crash(out), nil
 		case g.accel == KVM && s.Accel != KVM:
 			s.withoutKVM(out, err)
 		}
@@ -506,21 +506,6 @@ func startError(out outcome, err error) error {
 	}
 	lines := messages(out.console)
 	return fmt.Errorf("%s before its first module; console: %s", what, strings.Join(lines[max(0, len(lines)-5):], " | "))
-}
-
-// crash says how a boot ended that did not end as planned.
-func (s *session) crash(out outcome, run *bootRun) *crash {
-	if out.ending == complete {
-		return nil
-	}
-	at := run.where()
-	from := at.console - (out.total - len(out.console))
-	c := crashOf(out.ending, out.console[min(max(0, from), len(out.console)):])
-	c.at = at
-	if out.ending == strayed {
-		c.messages = append(cut([]string{"kofarm: not a line of the report: " + clean(run.stray)}), c.messages...)
-	}
-	return c
 }
 
 // smallInitramfs is how many bytes of an initramfs any guest has memory for. It
