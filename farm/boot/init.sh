@@ -126,7 +126,7 @@ script() {
 	mkdir -p /tmp/script
 	(cd /tmp/script && MODULES="$*" exec timeout -s KILL "$seconds" sh "$file") >/tmp/output 2>&1 </dev/null
 	status=$?
-	finish "$any" "$status" "$(tail -c "$most" /tmp/output)"
+	finish "$any" "$status" "$(tail -c "$most" /tmp/output | tail -n "$lines")"
 	rm -rf /tmp/script /tmp/output
 }
 
