@@ -589,6 +589,16 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// TestIgnoredParameter has a module that loads without a parameter of the farm file's.
+func TestIgnoredParameter(t *testing.T) {
+	for kernel, want := range map[string]Verdict{"x: unknown parameter 'anwser' ignored": Rejected, "x: parameters are fine": Loaded} {
+		s := &step{kind: "load", module: "x", done: true, state: "Live", kernel: []string{kernel}}
+		if m := judgeModule("x.ko", s, nil, nil); m.Verdict != want || (m.Reason == "parameter") != (want == Rejected) {
+			t.Errorf("%s: %+v", kernel, m)
+		}
+	}
+}
+
 func TestWarned(t *testing.T) {
 	for _, tt := range []struct {
 		step step
@@ -729,14 +739,14 @@ func TestStored(t *testing.T) {
 	}
 }
 
-// TestTimed has verdicts that time has decided: they are found twice, and not kept.
+// TestTimed has verdicts that time has decided: they are found twice, and anew
+// in the next run; until then the store has them, but no other farm.
 func TestTimed(t *testing.T) {
 	s, err := store.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	tester := &Tester{Store: s}
 	k := Kernel{Release: "6.1.0-1-amd64", Arch: "x86_64"}
 	for name, tt := range map[string]struct {
 		verdict Verdict
@@ -754,11 +764,16 @@ func TestTimed(t *testing.T) {
 		if timed(r) != tt.timed {
 			t.Errorf("%s: timed %v", name, !tt.timed)
 		}
+		var shared told
+		tester := &Tester{Store: s, Shared: &shared}
 		if err := tester.save(t.Context(), k, u, r); err != nil {
 			t.Fatal(err)
 		}
-		if kept := tester.Stored(k, u) != nil; kept == tt.timed {
-			t.Errorf("%s: kept %v", name, kept)
+		if tester.Stored(k, u) == nil {
+			t.Errorf("%s: not kept", name)
+		}
+		if known := tester.known(t.Context(), k, u) != nil; known == tt.timed || (len(shared) == 0) != tt.timed {
+			t.Errorf("%s: known %v, told to others %d times", name, known, len(shared))
 		}
 	}
 }

@@ -159,6 +159,8 @@ func judgeModule(file string, load, unload *step, unreadable error) ModuleReport
 		if unreadable != nil && m.Verdict == Rejected {
 			m.Messages = append(m.Messages, "kofarm: "+unreadable.Error())
 		}
+	case slices.ContainsFunc(load.kernel, ignored.MatchString):
+		m.Verdict, m.Reason = Rejected, "parameter"
 	case load.state != "Live":
 		m.Verdict, m.Reason = Failed, "state "+load.state
 	}
@@ -179,6 +181,10 @@ func judgeModule(file string, load, unload *step, unreadable error) ModuleReport
 func (s *step) warned() bool {
 	return (s.after&^s.before)&taintFaults != 0 || slices.ContainsFunc(s.kernel, warning.MatchString)
 }
+
+// ignored is what the kernel says of a parameter that a module does not have: it
+// loads the module without (kernel/params.c and module/main.c).
+var ignored = regexp.MustCompile(`unknown parameter '.*' ignored$`)
 
 var warning = regexp.MustCompile(`^(WARNING: (CPU: \d+ PID: |at |.*:\d+ )|BUG: |------------\[ cut here \]|watchdog: BUG: )`)
 

@@ -29,13 +29,18 @@ type Shared interface {
 	Push(ctx context.Context, key, what string)
 }
 
-// known gives the verdict on a unit that the store has, or others, or nil.
+// known gives the verdict on a unit that the store has, or others, or nil; but not
+// what a time limit has decided, which is found anew.
 func (t *Tester) known(ctx context.Context, k Kernel, u *Unit) *Report {
-	if r := t.Stored(k, u); r != nil || t.Shared == nil {
-		return r
+	r := t.Stored(k, u)
+	if r == nil && t.Shared != nil {
+		t.Shared.Pull(ctx, t.key(k, u), u.Name)
+		r = t.Stored(k, u)
 	}
-	t.Shared.Pull(ctx, t.key(k, u), u.Name)
-	return t.Stored(k, u)
+	if r != nil && r.overdue() {
+		return nil
+	}
+	return r
 }
 
 // Stored gives the verdict on a unit that the store has, or nil.
@@ -66,13 +71,13 @@ func (t *Tester) Stored(k Kernel, u *Unit) *Report {
 	return &r
 }
 
+// overdue says whether a time limit has decided a verdict: it may be the machine's
+// fault.
+func (r *Report) overdue() bool { return r.Verdict == Hung || r.Script.killed() }
+
 // save stores a verdict, and tells others, unless one of several modules in a boot
-// may have given it for another. What a time limit has decided is not stored: it may
-// be the machine's fault, and is found anew.
+// may have given it for another, or a time limit has decided it.
 func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
-	if r.Verdict == Hung || r.Script.killed() {
-		return nil
-	}
 	data, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func (t *Tester) save(ctx context.Context, k Kernel, u *Unit, r *Report) error {
 	if err == nil {
 		err = t.Store.SetRef(VerdictRef, key, d)
 	}
-	if err == nil && t.Shared != nil && len(r.Beside) == 0 {
+	if err == nil && t.Shared != nil && len(r.Beside) == 0 && !r.overdue() {
 		t.Shared.Push(ctx, key, u.Name)
 	}
 	return err
