@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kofarm/kofarm/farm/boot"
@@ -104,12 +105,16 @@ func TestScripts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo.sh"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	const kernels = "kernels: [{suite: bookworm}]\n"
 	for name, want := range map[string]string{
 		"good.sh":  "",
 		"empty.sh": "farm.yaml:3:20: script: " + filepath.Join(dir, "empty.sh") + " is empty",
 		"large.sh": "farm.yaml:3:20: script: " + filepath.Join(dir, "large.sh") + " has more than 1048576 bytes",
-		"none.sh":  "farm.yaml:3:20: script: open " + filepath.Join(dir, "none.sh") + ": no such file or directory",
+		"fifo.sh":  "farm.yaml:3:20: script: " + filepath.Join(dir, "fifo.sh") + " is no regular file",
+		"none.sh":  "farm.yaml:3:20: script: stat " + filepath.Join(dir, "none.sh") + ": no such file or directory",
 	} {
 		f, _, err := matrix.Parse("farm.yaml", []byte("modules:\n  - source: {deb: a-dkms}\n    test: {script: "+name+"}\n"+kernels))
 		if err != nil {
