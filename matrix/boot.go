@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -64,6 +65,9 @@ type Expectation struct {
 // verdicts are those of package farm/boot.
 var verdicts = []string{"loaded", "refused", "failed", "rejected", "crashed", "hung"}
 
+// MinTestTimeout is the least of [Test.Timeout].
+const MinTestTimeout = 3 * time.Second
+
 const (
 	minTestMemory  = 96 * MiB
 	defaultTimeout = time.Minute
@@ -78,7 +82,12 @@ func (d *decoder) test(n *yaml.Node) *Test {
 		"signatures": func(n *yaml.Node) {
 			t.Signatures, t.signatures = d.word(n, "signatures", []string{EnforceSignatures, IgnoreSignatures}), posOf(n)
 		},
-		"timeout": func(n *yaml.Node) { d.duration(n, "timeout", &t.Timeout) },
+		"timeout": func(n *yaml.Node) {
+			d.duration(n, "timeout", &t.Timeout)
+			if t.Timeout < MinTestTimeout {
+				d.invalid(n, "timeout", fmt.Errorf("want at least %v: no module is loaded in less on a busy machine", MinTestTimeout))
+			}
+		},
 		"memory": func(n *yaml.Node) {
 			d.size(n, "memory", &t.Memory)
 			if t.Memory < minTestMemory {
@@ -132,11 +141,17 @@ func (d *decoder) parameters(n *yaml.Node) map[string][]string {
 		return nil
 	}
 	all := map[string][]string{}
+	spelled := map[string]string{}
 	for key, value := range d.pairs(n) {
 		if err := checkModuleName(key.Value); err != nil {
 			d.invalid(key, "parameters", err)
 			continue
 		}
+		module := strings.ReplaceAll(key.Value, "-", "_") // as the kernel does
+		if other := spelled[module]; other != "" && other != key.Value {
+			d.fail(posOf(key), key.Value, "parameters: "+key.Value+" is the module "+other+", which has some already", "give them in one list")
+		}
+		spelled[module] = key.Value
 		all[key.Value] = Texts(d.someWords(value, "parameters", checkParameter))
 	}
 	return all
@@ -166,6 +181,22 @@ func (e Expectation) match(k *Kernel) bool {
 	return anyMatchRelease(compile(e.Release, newReleasePattern), kernel.Release(k.Release)) &&
 		anyMatch(compile(e.Flavor, newPattern), k.Flavor) && anyMatch(compile(e.Suite, newPattern), k.Suite) &&
 		anyMatch(compile(e.Distribution, newPattern), k.Distribution) && anyMatch(compile(e.Arch, newPattern), k.Arch)
+}
+
+// judgeExpectations reports what is expected on kernels of which there are none.
+func (e *expander) judgeExpectations(kernels []*Kernel) {
+	seen := map[Pos]bool{} // versions of a module share their test
+	for _, m := range e.farm.Modules {
+		if m.Test == nil {
+			continue
+		}
+		for _, x := range m.Test.Expect {
+			if !seen[x.Pos] && !slices.ContainsFunc(kernels, x.match) {
+				e.warn(x.Pos, "", "expect matches no kernel", "")
+			}
+			seen[x.Pos] = true
+		}
+	}
 }
 
 // Expected gives the verdict that the farm file expects of a cell; "" where it

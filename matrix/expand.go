@@ -40,6 +40,7 @@ func Expand(f *Farm, catalogue []Kernel) (*Plan, []Warning, error) {
 	} else {
 		plan.Kernels, plan.Cells = e.cells(choices, rules)
 		e.judge(rules, choices)
+		e.judgeExpectations(plan.Kernels)
 	}
 	warnings, err := e.result()
 	if err != nil {

@@ -233,6 +233,28 @@ farm.yaml:13:5: include matches no kernel (nothing has version "3.0"; did you me
 	}
 }
 
+func TestExpectWarnings(t *testing.T) {
+	f := parse(t, `modules:
+  - source: {dir: foo}
+    name: foo
+    version: "1.0"
+    test: {expect: [{verdict: rejected, release: "7.9.*"}, {verdict: failed, release: "6.1.*"}, {verdict: hung, flavor: "cloud-*"}]}
+kernels: [{suite: bookworm, releases: "6.1.*", flavors: [amd64]}]
+`)
+	_, warnings, err := Expand(f, debian)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, w := range warnings {
+		got = append(got, w.String())
+	}
+	want := []string{"farm.yaml:5:21: warning: expect matches no kernel", "farm.yaml:5:97: warning: expect matches no kernel"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestExpandWarnings(t *testing.T) {
 	f := parse(t, modules+`
 kernels:

@@ -58,6 +58,9 @@ func (a *app) tester(ctx context.Context, s *session, f testFlags) (*farm.Tests,
 	default:
 		return nil, fmt.Errorf("--accel %s: want auto, kvm or tcg", f.accel)
 	}
+	if f.timeout != 0 && f.timeout < matrix.MinTestTimeout {
+		return nil, fmt.Errorf("--timeout %v: want at least %v: no module is loaded in less on a busy machine", f.timeout, matrix.MinTestTimeout)
+	}
 	t := &boot.Tester{Store: s.store, Packages: s.images, Accel: boot.Acceleration(f.accel), Timeout: f.timeout, Log: a.log}
 	if set := s.farm.Test; set != nil {
 		t.Accel = cmp.Or(t.Accel, boot.Acceleration(set.Accel))
