@@ -303,7 +303,7 @@ func (t *Tests) group(ctx context.Context, results []*Result) ([]*kernelGroup, e
 
 func noBoot(c *Cell) string {
 	if c.Kernel.Custom != nil {
-		return "of a kernel of one's own there are only headers"
+		return "of a kernel of one's own there are only headers; where require: loaded keeps its modules from being packed, give it a farm file without"
 	}
 	return "the archive has no image of kernel " + c.Kernel.Release
 }

@@ -104,6 +104,9 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := bootable(s, cells); err != nil {
+		return err
+	}
 	results := farm.Stored(s.store, cells)
 	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
 		return classify(err)
@@ -125,20 +128,25 @@ func (a *app) farmTests(ctx context.Context, s *session) (*farm.Tests, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range s.plan.Cells {
+	return tests, bootable(s, s.plan.Cells)
+}
+
+// bootable finds kernels of cells that cannot be booted here.
+func bootable(s *session, cells []*farm.Cell) error {
+	for _, c := range cells {
 		if c.Excluded || len(c.Boot) == 0 {
 			continue
 		}
 		if err := boot.Supported(c.Kernel.Arch); err != nil {
-			return nil, infrastructure(fmt.Errorf("test: %w", err))
+			return infrastructure(fmt.Errorf("test: %w", err))
 		}
 		if s.farm.Test.Enforces() && boot.Firmware(c.Kernel.Arch) == "" {
-			return nil, &matrix.Error{File: s.farm.File, Line: s.farm.Test.Pos.Line, Column: s.farm.Test.Pos.Column, Value: c.Kernel.Arch,
+			return &matrix.Error{File: s.farm.File, Line: s.farm.Test.Pos.Line, Column: s.farm.Test.Pos.Column, Value: c.Kernel.Arch,
 				Msg:  "signatures: kernels for " + c.Kernel.Arch + " are not booted from UEFI firmware by this version",
 				Hint: "signatures: ignore, or no such kernels"}
 		}
 	}
-	return tests, nil
+	return nil
 }
 
 // knownTests sets the results' tests from the store, if the farm file asks for them.
