@@ -287,6 +287,10 @@ func (t *Tests) group(ctx context.Context, results []*Result) ([]*kernelGroup, e
 			continue
 		}
 		unit, err := t.unit(ctx, r)
+		if errors.Is(err, store.ErrNotFound) {
+			r.Test = &Tested{Required: t.Required, Why: err.Error() + "; `kofarm build` makes it"}
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -315,7 +319,7 @@ func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 	for _, n := range r.Cell.Needs {
 		rec, err := records{t.Store}.load(n.Key)
 		if err != nil {
-			return nil, fmt.Errorf("%s, which %s is built upon: %w", n.Name(), r.Cell.Name(), err)
+			return nil, fmt.Errorf("%s/%s, which it is built upon: %w", n.Module.Name, n.Module.Version, err)
 		}
 		t.add(ctx, u, &Result{Cell: n, Record: rec})
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kofarm/kofarm/farm/boot"
+	"github.com/kofarm/kofarm/images/apt"
 	"github.com/kofarm/kofarm/matrix"
 )
 
@@ -148,6 +149,10 @@ func TestUntested(t *testing.T) {
 		{Cell: cell(&matrix.Kernel{}, nil), Outcome: Failed},
 		{Cell: cell(&matrix.Kernel{}, nil), Outcome: Built, Record: &Record{Check: Checked{Problems: []Problem{{}}}}},
 	}
+	upon := cell(&matrix.Kernel{Release: "6.1.0-9-amd64"}, nil)
+	upon.Boot = []*apt.Package{{Name: "linux-image"}}
+	upon.Needs = []*Cell{{Cell: &matrix.Cell{Module: &matrix.ModuleVersion{Name: "low", Version: "2"}, Kernel: upon.Kernel}, Key: "gone"}}
+	results = append(results, &Result{Cell: upon, Outcome: Built, Record: fits})
 	tests, err := NewTests(&matrix.Farm{File: "farm.yaml", Test: &matrix.Test{Require: matrix.RequireLoaded}}, "", s, &boot.Tester{Store: s})
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +172,7 @@ func TestUntested(t *testing.T) {
 		`{"ok":false,"required":true,"why":"the archive has no image of kernel 6.1.0-9-amd64","cached":false}`,
 		`{"ok":false,"required":true,"why":"of a kernel of one's own there are only headers; where require: loaded keeps its modules from being packed, give it a farm file without","cached":false}`,
 		"null", "null",
+		`{"ok":false,"required":true,"why":"low/2, which it is built upon: result gone: not in the store; ` + "`kofarm build`" + ` makes it","cached":false}`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
