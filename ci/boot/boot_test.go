@@ -246,7 +246,7 @@ func TestVerdicts(t *testing.T) {
 		{"its script fails", badScript, want{boot.Failed, "", ""}},
 		{"modules to load first", first, want{boot.Loaded, "", "number 1"}},
 		{"a bad value of a parameter", unit("kf_param", get("kf_param"), "number=abc"), want{boot.Rejected, "parameter", "invalid for parameter `number'"}},
-		{"an unknown parameter", unit("kf_param", get("kf_param"), "nosuch=1"), want{boot.Loaded, "", "unknown parameter 'nosuch' ignored"}},
+		{"an unknown parameter", unit("kf_param", get("kf_param"), "nosuch=1"), want{boot.Rejected, "parameter", "unknown parameter 'nosuch' ignored"}},
 		{"a warning that is not in the log", unit("kf_taint", get("kf_taint")), want{boot.Crashed, "warning", ""}},
 		{"a warning", unit("kf_warn", get("kf_warn")), want{boot.Crashed, "warning", "WARNING: CPU: 0"}},
 		{"a wrong checksum", unit("kf_good", wrongCRC(t, good, "_printk")), want{boot.Rejected, "crc", "disagrees about version of symbol _printk"}},
