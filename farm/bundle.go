@@ -197,19 +197,11 @@ func (b *bundle) addLocal(p string) error {
 		}
 		return b.addFile(p, b.path(p), digest)
 	}
-	w, err := b.Store.Create()
+	d, err := b.Store.Write(treeType, func(w io.Writer) error { return images.PackTree(w, b.path(p), b.Own...) })
 	if err != nil {
 		return err
 	}
-	if err := images.PackTree(w, b.path(p), b.Own...); err != nil {
-		_ = w.Abort() // the first error says more
-		return err
-	}
-	digest, size, err := w.Commit()
-	if err != nil {
-		return err
-	}
-	d := v1.Descriptor{MediaType: treeType, Size: size, Digest: digest, Annotations: map[string]string{titleKey: p}}
+	d.Annotations = map[string]string{titleKey: p}
 	b.layers = append(b.layers, b.stored(d))
 	b.summary.Sources++
 	return nil

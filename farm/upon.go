@@ -128,15 +128,13 @@ func (b *Builder) lacking(c *Cell, upon []*Result) *Result {
 		case r.Outcome == Infrastructure:
 			return &Result{Cell: c, Outcome: Infrastructure, Err: fmt.Errorf("%s, which it is built upon: %w", name, r.Err)}
 		case r.Outcome == Built:
-			p := r.Record.Check.Problems[0]
-			why = fmt.Sprintf("does not fit the kernel: %s: %s: %s", p.Module, p.Kind, p.Detail)
+			why = "does not fit the kernel"
+		case r.Outcome == Failed:
+			why = "has failed"
 		default:
-			why = fmt.Sprintf("is %s: %s: %s", r.Outcome, r.Record.Phase, r.Record.Message)
-			if r.Outcome == Failed {
-				why = fmt.Sprintf("has failed: %s: %s", r.Record.Phase, r.Record.Message)
-			}
+			why = "is " + string(r.Outcome)
 		}
-		rec := &Record{Outcome: Failed, Phase: "depends", DKMSExit: 13, Message: clip(fmt.Sprintf("%s, which it is built upon, %s", name, why))}
+		rec := &Record{Outcome: Failed, Phase: "depends", DKMSExit: 13, Message: clip(fmt.Sprintf("%s, which it is built upon, %s: %s", name, why, r.Record.Reasons()[0]))}
 		if err := b.saveUnbuilt(c, rec); err != nil {
 			return &Result{Cell: c, Outcome: Infrastructure, Err: err}
 		}
