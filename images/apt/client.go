@@ -215,7 +215,8 @@ func (s Source) indexURLs(r *Release, name string) []string {
 	return append(urls, joinURLs(s.Mirrors, path.Join(base, name))...)
 }
 
-// decompress writes the plain index to a temporary name, checks it, and renames it.
+// decompress writes the plain index where unfinished files are, as who links the cache's must not
+// have one that is still written to; checks it, and renames it.
 func (c *Client) decompress(ctx context.Context, from, ext, to string, want releaseFile) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -226,10 +227,12 @@ func (c *Client) decompress(ctx context.Context, from, ext, to string, want rele
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return err
+	for _, dir := range []string{c.Dir, c.Fetch.Partial} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
-	tmp, err := fetch.OpenLocked(ctx, to+".new") // one that a killed process left is used again
+	tmp, err := fetch.OpenLocked(ctx, filepath.Join(c.Fetch.Partial, filepath.Base(to))) // one that a killed process left is used again
 	if err != nil {
 		return err
 	}

@@ -77,6 +77,26 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+// What a killed process has left of an index is used again. It is where unfinished
+// files are: the folder of indexes, which others link, has complete ones alone.
+func TestKilledIndex(t *testing.T) {
+	key := newKey(t, testNow.AddDate(-1, 0, 0), 0)
+	a := newArchive("bookworm")
+	a.add(t, "main/binary-amd64", stanzas(mainLines...), ".xz")
+	srv := serveArchive(t, a, sign(t, a.release(), testNow, key))
+	c, s := newTestClient(t), source(a, keyring(t, false, key), srv.URL)
+	index := mustOpen(t, c, s).Release.files["main/binary-amd64/Packages.xz"].sha256 + ".packages"
+	if err := errors.Join(os.Remove(filepath.Join(c.Dir, index)), os.WriteFile(filepath.Join(c.Fetch.Partial, index), []byte("Package: ha"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := mustOpen(t, c, s).Len(), len(mainLines); got != want {
+		t.Errorf("got %d packages, want %d", got, want)
+	}
+	if left, err := filepath.Glob(filepath.Join(c.Fetch.Partial, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left of unfinished files: %q, %v", left, err)
+	}
+}
+
 func TestPackageFields(t *testing.T) {
 	u := universe(t, nil, index(t, "bookworm", &Release{}, mainLines...))
 	all, err := u.Lookup("linux-headers-6.1.0-1-common")
