@@ -30,7 +30,8 @@ type kept struct {
 }
 
 // Mutable returns the current content of a file that changes in place, at most limit bytes. It asks
-// the mirrors in order, conditionally where the copy kept from last time came from the same URL.
+// the mirrors in order, and those again that may have recovered; conditionally where the copy kept
+// from last time came from the same URL.
 // check (nil: anything goes) sees the content before it is kept or returned; what it refuses counts
 // as that mirror's failure. Offline, the copy is checked and returned.
 //
@@ -51,18 +52,23 @@ func (c *Client) Mutable(ctx context.Context, urls []string, name string, limit 
 		return offlineCopy(old, name, check)
 	}
 	errs := make([]error, len(urls))
-	for i, u := range urls {
-		body, err := c.mutableFrom(ctx, u, path, old, limit, check)
-		if err == nil {
-			return body, nil
+	for range rounds {
+		for i, u := range urls {
+			if errs[i] != nil && !errors.Is(errs[i], ErrUnavailable) {
+				continue
+			}
+			body, err := c.mutableFrom(ctx, u, path, old, limit, check)
+			if err == nil {
+				return body, nil
+			}
+			if local, ok := errors.AsType[*localError](err); ok {
+				return nil, fmt.Errorf("fetching %s: %w", name, local.err)
+			}
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("fetching %s: %w", name, context.Cause(ctx))
+			}
+			errs[i] = fmt.Errorf("%s: %w", u, err)
 		}
-		if local, ok := errors.AsType[*localError](err); ok {
-			return nil, fmt.Errorf("fetching %s: %w", name, local.err)
-		}
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("fetching %s: %w", name, context.Cause(ctx))
-		}
-		errs[i] = fmt.Errorf("%s: %w", u, err)
 	}
 	if len(errs) == 0 {
 		return nil, fmt.Errorf("fetching %s: no mirror is known", name)

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"os"
@@ -88,6 +89,25 @@ func TestMutableCheck(t *testing.T) {
 	c.Offline = true
 	if got, err := c.Mutable(t.Context(), nil, "f", 100, check); err != nil || string(got) != "good" {
 		t.Errorf("offline: got %q, %v", got, err)
+	}
+}
+
+// A transfer that breaks off, or an answer that does not come, is no reason to give up.
+func TestMutableAgain(t *testing.T) {
+	want := content(5000)
+	for name, first := range map[string]http.HandlerFunc{"broken off": truncated(want, 1000), "hangs": hang(t)} {
+		var asked atomic.Int32
+		url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) == 1 {
+				first(w, r)
+				return
+			}
+			_, _ = w.Write(want)
+		})
+		got, err := newImpatient(t).Mutable(t.Context(), []string{url}, "f", 5000, nil)
+		if err != nil || !bytes.Equal(got, want) || asked.Load() != 2 {
+			t.Errorf("%s: %d bytes after %d requests, %v", name, len(got), asked.Load(), err)
+		}
 	}
 }
 
