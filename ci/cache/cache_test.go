@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -94,22 +93,11 @@ func newMachine(t testing.TB, dir, registry, mode, from string, parts ...string)
 	if err := os.MkdirAll(m.store, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range parts {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(m.store, part)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		// -l: links. A store replaces its files, and never writes into them.
-		out, err := exec.CommandContext(t.Context(), "cp", "-al", filepath.Join(from, part), filepath.Join(m.store, part)).CombinedOutput()
-		if err != nil { // another file system
-			if err := os.RemoveAll(filepath.Join(m.store, part)); err != nil {
-				t.Fatal(err)
-			}
-			out, err = exec.CommandContext(t.Context(), "cp", "-a", filepath.Join(from, part), filepath.Join(m.store, part)).CombinedOutput()
-		}
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+	if own := slices.Index(parts, "run"); own >= 0 { // unpacked layers, with the modes of their folders
+		parts = slices.Delete(slices.Clone(parts), own, own+1)
+		rig.Command(t, from, "cp", "-al", "run", m.store)
 	}
+	rig.Clone(t, from, m.store, parts...)
 	return m
 }
 

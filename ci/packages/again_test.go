@@ -57,7 +57,7 @@ func TestPackage(t *testing.T) {
 	}
 
 	store := t.TempDir()
-	link(t, filepath.Join(rig.Store(t), "cache"), filepath.Join(store, "cache"))
+	rig.Clone(t, rig.Store(t), store, "cache")
 	r = rig.Kofarm(t, 1, dir, store, "package", "-o", filepath.Join(dir, "none"))
 	contains(t, r.Stdout, "0 built", "2 not yet built", "0 files")
 	if _, err := os.Stat(filepath.Join(store, "refs/result")); err == nil {

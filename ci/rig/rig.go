@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -80,10 +81,13 @@ var binary = sync.OnceValues(func() (string, error) {
 	return filepath.Join(Root(), "bin", "kofarm"), nil
 })
 
-// Binary builds kofarm and gives its path.
+// Binary builds kofarm and gives its path. One test binary after the other does
+// so: those that come later find it made, and write nothing that others execute.
 func Binary(t testing.TB) string {
 	t.Helper()
-	path, err := binary()
+	var path string
+	var err error
+	Locked(t, "binary", func() { path, err = binary() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +175,7 @@ func Folder(t testing.TB) string {
 func FreshStore(t testing.TB, dir string) string {
 	t.Helper()
 	store := filepath.Join(dir, "store")
-	Clone(t, Store(t), store, "blobs", "cache", "refs/layer")
+	Clone(t, Store(t), store, "cache", "refs/layer", "blobs")
 	return store
 }
 
@@ -193,11 +197,12 @@ func (b *Buffer) String() string {
 	return b.b.String()
 }
 
-// Clone makes a folder out of parts of another, without copying where the file
-// system can link.
+// Clone makes a store out of parts of another, without copying where the file
+// system can link. Others may write to that one meanwhile: so its blobs come last,
+// that none is missing which a ref names.
 func Clone(t testing.TB, from, to string, parts ...string) {
 	t.Helper()
-	for _, part := range parts {
+	for _, part := range blobsLast(parts) {
 		err := filepath.WalkDir(filepath.Join(from, part), func(p string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -217,6 +222,15 @@ func Clone(t testing.TB, from, to string, parts ...string) {
 	}
 }
 
+func blobsLast(parts []string) []string {
+	isBlobs := func(part string) bool { return part == "blobs" }
+	sorted := slices.DeleteFunc(slices.Clone(parts), isBlobs)
+	if slices.ContainsFunc(parts, isBlobs) {
+		sorted = append(sorted, "blobs")
+	}
+	return sorted
+}
+
 // LinkOrCopy makes another name for a file, or a copy where there can be none.
 func LinkOrCopy(from, to string) error {
 	if os.Link(from, to) == nil {
@@ -227,7 +241,7 @@ func LinkOrCopy(from, to string) error {
 		return err
 	}
 	defer r.Close()
-	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
