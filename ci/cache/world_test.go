@@ -41,12 +41,17 @@ type world struct {
 	urls []string
 }
 
-// newWorld makes the namespace, which the test's end removes.
+// newWorld makes the namespace, which the test's end removes; or the next one,
+// where this process is killed.
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	rig.Lock(t, "cache-network")
-	pid := os.Getpid()
-	ns, here, there := fmt.Sprintf("kofarm-%d", pid), fmt.Sprintf("kfa%d", pid), fmt.Sprintf("kfb%d", pid)
+	const ns, here, there = "kofarm-test", "kofarm-here", "kofarm-there"
+	remove := func() error {
+		_ = exec.Command("ip", "link", "del", here).Run() // gone with the namespace, unless that was not reached
+		return exec.Command("ip", "netns", "del", ns).Run()
+	}
+	_ = remove() // mostly there is none
 	ip := func(args ...string) {
 		t.Helper()
 		if out, err := exec.CommandContext(t.Context(), "ip", args...).CombinedOutput(); err != nil {
@@ -55,9 +60,8 @@ func newWorld(t testing.TB) *world {
 	}
 	ip("netns", "add", ns)
 	t.Cleanup(func() {
-		_ = exec.Command("ip", "link", "del", here).Run() // gone with the namespace, unless that was not reached
-		if out, err := exec.Command("ip", "netns", "del", ns).CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
+		if err := remove(); err != nil {
+			t.Errorf("removing the network namespace %s: %v", ns, err)
 		}
 	})
 	ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", ns)
