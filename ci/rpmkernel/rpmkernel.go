@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kofarm/kofarm/ci/archive"
+	"github.com/kofarm/kofarm/ci/chroot"
 	"github.com/kofarm/kofarm/ci/rig"
 )
 
@@ -36,11 +37,7 @@ func Make(t testing.TB, version, release string) Kernel {
 	dir := filepath.Join(rig.Cache(t, "rpmkernel"), k.Release)
 	k.Core = filepath.Join(dir, fmt.Sprintf("kernel-core-%s.rpm", k.Release))
 	k.Devel = filepath.Join(dir, fmt.Sprintf("kernel-devel-%s.rpm", k.Release))
-	rig.Locked(t, "rpmkernel", func() { // not until the test ends: it may want another kernel
-		if _, err := os.Stat(k.Devel); err != nil {
-			k.make(t, version, release, dir)
-		}
-	})
+	chroot.Keep(t, dir, func(dir string) { k.make(t, version, release, dir) })
 	return k
 }
 
@@ -56,8 +53,8 @@ func (k Kernel) make(t testing.TB, version, release, dir string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, rpm := range []string{k.Core, k.Devel} { // kernel-devel last: it says that both are there
-		b.run(top, "cp", filepath.Join(top, "RPMS/x86_64", filepath.Base(rpm)), rpm)
+	for _, rpm := range []string{k.Core, k.Devel} {
+		b.run(top, "cp", filepath.Join(top, "RPMS/x86_64", filepath.Base(rpm)), dir)
 	}
 }
 
