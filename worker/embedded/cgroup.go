@@ -19,13 +19,21 @@ import (
 // A nil *groups makes none: an ordinary user has no right to.
 type groups struct{ parent string }
 
+// groupsOf gives nil to an ordinary user.
+func groupsOf(dir string) *groups {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &groups{parent: "/" + cgroupName(dir)}
+}
+
 // openGroups gives nil to an ordinary user, and an error where root cannot make
 // cgroups either.
 func openGroups(dir string) (*groups, error) {
-	if os.Geteuid() != 0 {
+	g := groupsOf(dir)
+	if g == nil {
 		return nil, nil
 	}
-	g := &groups{parent: "/" + cgroupName(dir)}
 	probe, err := g.manager(groupName(0), worker.Limits{})
 	if err != nil {
 		return nil, err

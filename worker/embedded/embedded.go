@@ -65,17 +65,17 @@ func Open(dir string, log *slog.Logger) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking the embedded runtime's folder %s: %w", dir, err)
 	}
-	groups, err := openGroups(dir)
-	if err != nil {
-		log.Warn("tasks run without a cgroup: each process's data is limited, not a task's memory", "err", err)
-	}
-	r := &Runner{layers: newLayers(dir), groups: groups, lock: lock}
+	r := &Runner{layers: newLayers(dir), lock: lock}
 	if alone {
 		r.layers.sweep()
-		r.groups.sweep()
+		groupsOf(dir).sweep()
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_SH); err != nil {
 		return nil, errors.Join(fmt.Errorf("locking %s: %w", lock.Name(), err), lock.Close())
+	}
+	// With the lock, as who closes a runner and is alone removes the cgroups' parent.
+	if r.groups, err = openGroups(dir); err != nil {
+		log.Warn("tasks run without a cgroup: each process's data is limited, not a task's memory", "err", err)
 	}
 	return r, nil
 }
