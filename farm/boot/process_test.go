@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -143,7 +144,10 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
+	n, err := 0, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) { // by a signal of Go's own
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+	}
 	if n != 1 || err != nil {
 		_ = syscall.Kill(qemu[0], syscall.SIGKILL)
 		t.Errorf("qemu runs on: %v", err)

@@ -142,12 +142,14 @@ func (s *isolation) logs(t *testing.T) {
 // outliving leaves daemons behind, whatever the task's own end.
 func (s *isolation) outliving(t *testing.T) {
 	s.tried(t, "left behind\n", "daemonise", s.mark)
-	limits := small
-	limits.Timeout = time.Second
 	for want, script := range map[worker.Ending]string{
 		worker.TimedOut:      "attack daemonise x; exec attack linger",
 		worker.TooMuchOutput: "attack daemonise x; exec yes",
 	} {
+		limits := small
+		if want == worker.TimedOut {
+			limits.Timeout = time.Second
+		}
 		if d := s.attack(t, limits, shell("PATH=/bin:/usr/bin; "+script)...); d.Ending != want {
 			t.Errorf("%s: %s, exit status %d, output %.100q, log %q", script, d.Ending, d.ExitCode, d.out, d.log)
 		}

@@ -246,7 +246,7 @@ func (s *suite) turn(t *testing.T) {
 		task := s.task("turn", roomy, shell("echo started; exit 3")...)
 		var started, early atomic.Bool
 		task.Output = &onWrite{do: func() { started.Store(true) }}
-		task.Limits.Timeout = 2 * time.Second
+		task.Limits.Timeout = 10 * time.Second // more than the command's end takes to be heard of on a busy machine
 		var begun, ended atomic.Int32
 		task.Turn = func(context.Context) (func(), error) {
 			begun.Add(1)
