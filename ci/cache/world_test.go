@@ -170,7 +170,7 @@ func (w *world) registry(t testing.TB, addr string, kind registryKind) *dockerRe
 		_ = cmd.Wait()
 		log.Close()
 	})
-	for range 300 {
+	for range 1200 {
 		resp, err := client.Get(scheme + "://" + addr + "/v2/")
 		if err == nil {
 			resp.Body.Close()

@@ -202,7 +202,7 @@ func (r *Root) Online(t testing.TB) {
 	}
 	r.Shell(t, `rm -f /etc/resolv.conf
 printf %s "$1" > /etc/resolv.conf
-echo 'Acquire::Languages "none"; APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/01test
+echo 'Acquire::Languages "none"; Acquire::Retries "5"; APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/01test
 apt-get -q update`, string(resolv))
 }
 
