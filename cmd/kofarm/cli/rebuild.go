@@ -293,7 +293,7 @@ func firstFault(r *farm.Report) string {
 // none of its results. Where an ordinary user will use it, it also has the
 // layers that are unpacked there: nobody writes to those.
 func cloneStore(from, to string, unpacked bool) error {
-	for _, part := range []string{"blobs", "cache", "refs/layer", "refs/symvers"} {
+	for _, part := range []string{"cache", "refs/layer", "refs/symvers", "blobs"} { // a blob is there before its ref
 		if err := cloneTree(filepath.Join(from, part), filepath.Join(to, part)); err != nil {
 			return err
 		}
