@@ -461,6 +461,15 @@ func TestPortions(t *testing.T) {
 			t.Errorf("bad %d: %v", bad, calls)
 		}
 	}
+	err := portions(maxUnits, func(from, to int) (int, error) {
+		if to != maxUnits {
+			t.Errorf("%d to %d, where one at a time gets done", from, to)
+		}
+		return 1, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 	if err := portions(2, func(int, int) (int, error) { return 0, io.EOF }); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}

@@ -51,14 +51,15 @@ func (g guest) start(ctx context.Context, stderr io.Writer, console, report *os.
 }
 
 // open opens the files that qemu reads, and puts in the place of their names those
-// of their descriptors, from first on: another user does not reach their folder.
+// of their descriptors, from first on: another user does not reach their folder. Who
+// runs kofarm may still write to them, for the next boot.
 func (g *guest) open(first int) ([]*os.File, error) {
 	var files []*os.File
 	for _, f := range []struct {
 		name *string
 		flag int
 		mode os.FileMode
-	}{{&g.kernel, os.O_RDONLY, 0o444}, {&g.initramfs, os.O_RDONLY, 0o444}, {&g.code, os.O_RDONLY, 0o444}, {&g.variables, os.O_RDWR, 0o666}} {
+	}{{&g.kernel, os.O_RDONLY, 0o644}, {&g.initramfs, os.O_RDONLY, 0o644}, {&g.code, os.O_RDONLY, 0o644}, {&g.variables, os.O_RDWR, 0o666}} {
 		if *f.name == "" {
 			continue
 		}

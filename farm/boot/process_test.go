@@ -153,3 +153,25 @@ func TestKilled(t *testing.T) {
 		t.Errorf("qemu runs on: %v", err)
 	}
 }
+
+// TestBootAgain boots twice, as an ordinary user, from files that are written anew.
+func TestBootAgain(t *testing.T) {
+	if os.Geteuid() == 0 {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^TestBootAgain$")
+		cmd.Dir, cmd.Env = "/", append(os.Environ(), "TMPDIR=/tmp") // root's may be closed to others
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	g := tinyGuest(t)
+	for range 2 {
+		if err := os.WriteFile(g.initramfs, []byte("nothing"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := g.run(t.Context(), func(string, int) reply { return last }); err != nil || out.ending != complete {
+			t.Fatalf("%s: %v: %s", out.ending, err, out.stderr)
+		}
+	}
+}

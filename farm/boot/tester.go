@@ -285,7 +285,7 @@ func portions(n int, do func(from, to int) (done int, err error)) error {
 			return err
 		}
 		if from += done; done > 0 {
-			most *= 2
+			most = min(n, 2*most)
 		} else {
 			most = max(1, (to-from)/2)
 		}
