@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -295,8 +296,8 @@ func assemble(files map[string]*io.SectionReader, out Output) (Output, error) {
 			delete(files, name)
 		}
 	}
-	for name := range files {
-		return out, fmt.Errorf("the build's output holds %q, which its report does not name", name)
+	if len(files) > 0 {
+		return out, fmt.Errorf("the build's output holds %q, which its report does not name", slices.Min(slices.Collect(maps.Keys(files))))
 	}
 	return out, nil
 }

@@ -3,6 +3,7 @@ package worker
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,10 @@ func read(data []byte) (Output, error) { return ReadOutput(bytes.NewReader(data)
 
 func TestReadOutput(t *testing.T) {
 	ko := entry{"module/a.ko", tar.TypeReg, "ELF"}
+	strangers := []entry{report(Built)}
+	for i := range 50 {
+		strangers = append(strangers, entry{fmt.Sprintf("module/%d.ko", 59-i), tar.TypeReg, ""})
+	}
 	tests := []struct {
 		name    string
 		entries []entry
@@ -71,6 +76,7 @@ func TestReadOutput(t *testing.T) {
 		{"a FIFO", []entry{report(Built, "a"), {"module/a.ko", tar.TypeFifo, ""}}, "not a regular file"},
 		{"a missing module", []entry{report(Built, "a")}, "lacks module/a.ko"},
 		{"a module too many", []entry{report(Built), ko}, `holds "module/a.ko"`},
+		{"many too many", strangers, `holds "module/10.ko"`},
 		{"a module twice", []entry{report(Built, "a"), ko, ko}, "is there twice"},
 		{"a name twice", []entry{report(Built, "a", "a"), ko}, "is there twice"},
 		{"a name that leaves", []entry{report(Built, "../a"), {"module/../a.ko", tar.TypeReg, ""}}, "is no module name"},
