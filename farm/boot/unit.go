@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 
@@ -182,12 +183,7 @@ func initramfs(w io.Writer, busybox, plan []byte, units []*loading, own map[stri
 	for _, a := range applets {
 		c.link("bin/"+a, "busybox")
 	}
-	names := make([]string, 0, len(own))
-	for name := range own {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(own)) {
 		c.file("own/"+name+".ko", 0o644, own[name])
 	}
 	for i, u := range units {

@@ -188,12 +188,15 @@ var ignored = regexp.MustCompile(`unknown parameter '.*' ignored$`)
 
 var warning = regexp.MustCompile(`^(WARNING: (CPU: \d+ PID: |at |.*:\d+ )|BUG: |------------\[ cut here \]|watchdog: BUG: )`)
 
-// loaderTexts are what the kernel's loader says of a module that it rejects
-// (kernel/module), and the reason that each is for.
-var loaderTexts = []struct {
+// symptom is a text of the kernel's, and the reason of a verdict that it is for.
+type symptom struct {
 	reason string
 	text   *regexp.Regexp
-}{
+}
+
+// loaderTexts are what the kernel's loader says of a module that it rejects
+// (kernel/module).
+var loaderTexts = []symptom{
 	{"vermagic", regexp.MustCompile(`version magic '`)},
 	{"crc", regexp.MustCompile(`disagrees about version of symbol|no symbol version for`)},
 	{"symbol", regexp.MustCompile(`Unknown symbol|uses symbol \S+ from namespace`)},
@@ -286,10 +289,7 @@ type crash struct {
 }
 
 // faults are how a console tells of the end, the surest first.
-var faults = []struct {
-	reason string
-	text   *regexp.Regexp
-}{
+var faults = []symptom{
 	{"lockup", regexp.MustCompile(`soft lockup|hard LOCKUP|(?i)hung_task: blocked|rcu.*detected stalls`)},
 	{"oops", regexp.MustCompile(`Oops|kernel BUG at|BUG: |general protection fault|Unable to handle kernel|divide error:|invalid opcode:|stack segment:|double fault:`)},
 	{"panic", regexp.MustCompile(`Kernel panic`)},
@@ -307,12 +307,7 @@ func crashOf(end ending, console string) *crash {
 	for _, f := range faults {
 		if slices.ContainsFunc(lines, f.text.MatchString) {
 			first := slices.IndexFunc(lines, func(l string) bool {
-				return slices.ContainsFunc(faults, func(f struct {
-					reason string
-					text   *regexp.Regexp
-				}) bool {
-					return f.text.MatchString(l)
-				})
+				return slices.ContainsFunc(faults, func(f symptom) bool { return f.text.MatchString(l) })
 			})
 			return &crash{verdict: Crashed, reason: f.reason, messages: cut(lines[first:])}
 		}
