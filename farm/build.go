@@ -219,7 +219,13 @@ func (b *Builder) attempt(ctx context.Context, c *Cell, upon []*Result, slots *s
 	if rec.Outcome == Built && len(out.Modules) == 0 {
 		rec.Check.Problems = []Problem{{c.Module.Name, kmod.KindFormat, "dkms.conf names no module: there is nothing to pack"}}
 	}
-	if first := b.known(c); first != nil { // another run has built it meanwhile: packages and statements may be made of that
+	return b.save(c, rec)
+}
+
+// save stores a cell's record, and gives it, or that of another run which has built
+// the cell meanwhile: packages and statements may be made of that.
+func (b *Builder) save(c *Cell, rec *Record) (*Record, error) {
+	if first := b.known(c); first != nil {
 		return first.Record, nil
 	}
 	return rec, records{b.Store}.save(c.Key, rec)

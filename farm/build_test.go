@@ -457,6 +457,50 @@ func TestLacking(t *testing.T) {
 	}
 }
 
+// TestBuiltMeanwhile leaves what another run has built, though this one lacks what
+// it is built upon.
+func TestBuiltMeanwhile(t *testing.T) {
+	s := openStore(t)
+	cells := uponCells(t, "low", "top")
+	b, _ := builder(s, nil)
+	log, err := newLog(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := &Record{Outcome: Built, Check: Checked{Format: checkFormat}}
+	if built.Log, err = log.commit(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.save(cells[1], built); err != nil {
+		t.Fatal(err)
+	}
+	r := b.lacking(cells[1], []*Result{{Cell: cells[0], Outcome: Failed, Record: &Record{Outcome: Failed, Phase: "make"}}})
+	if rec, err := (records{s}).load(cells[1].Key); r.Outcome != Built || err != nil || rec.Outcome != Built {
+		t.Errorf("%s, and the store has %+v, %v", r.Outcome, rec, err)
+	}
+}
+
+// TestNoLog opens a log that is none, of which nothing stays open.
+func TestNoLog(t *testing.T) {
+	s := openStore(t)
+	d, err := s.Put([]byte("not gzip"), logType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (records{s}).log(blobOf(d)); err == nil {
+		t.Error("it opens")
+	}
+	open, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range open {
+		if name, _ := os.Readlink(fd); filepath.Base(name) == d.Digest.Hex {
+			t.Errorf("%s is open", name)
+		}
+	}
+}
+
 // TestUponKey has what a cell is built upon in its key.
 func TestUponKey(t *testing.T) {
 	alone, upon := uponCells(t, "low", "top"), uponCells(t, "low", "top")

@@ -283,7 +283,7 @@ func (r records) log(b Blob) (io.ReadCloser, error) {
 	}
 	z, err := gzip.NewReader(blob)
 	if err != nil {
-		return nil, fmt.Errorf("log %s: %w", b.SHA256, err)
+		return nil, errors.Join(fmt.Errorf("log %s: %w", b.SHA256, err), blob.Close())
 	}
 	return struct {
 		io.Reader

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -328,7 +329,7 @@ func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 	if test == nil {
 		return u, nil
 	}
-	for key := range test.Parameters {
+	for _, key := range slices.Sorted(maps.Keys(test.Parameters)) {
 		if !given[key] {
 			return nil, &matrix.Error{File: t.farm.File, Line: test.Pos.Line, Column: test.Pos.Column, Value: key,
 				Msg:  fmt.Sprintf("parameters: %s makes no module %s", r.Cell.Name(), key),

@@ -191,9 +191,11 @@ func TestParameters(t *testing.T) {
 	if err != nil || !slices.Equal(u.Modules[0].Parameters, []string{"x=1"}) || u.Modules[1].Parameters != nil || !slices.Equal(u.First, []string{"snd"}) {
 		t.Errorf("%+v, %v", u, err)
 	}
-	m.Test.Parameters["nosuch"] = []string{"y=2"}
+	for i := range 50 {
+		m.Test.Parameters[fmt.Sprintf("nosuch%d", 59-i)] = []string{"y=2"}
+	}
 	_, err = tests.unit(t.Context(), r)
-	if want := "farm.yaml:3:5: parameters: m/1 on 6.1.0-9-amd64 (x86_64) makes no module nosuch (it makes m-a.ko, m_b.ko)"; errorOf(err) != want {
+	if want := "farm.yaml:3:5: parameters: m/1 on 6.1.0-9-amd64 (x86_64) makes no module nosuch10 (it makes m-a.ko, m_b.ko)"; errorOf(err) != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 }

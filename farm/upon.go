@@ -135,27 +135,28 @@ func (b *Builder) lacking(c *Cell, upon []*Result) *Result {
 			why = "is " + string(r.Outcome)
 		}
 		rec := &Record{Outcome: Failed, Phase: "depends", DKMSExit: 13, Message: clip(fmt.Sprintf("%s, which it is built upon, %s: %s", name, why, r.Record.Reasons()[0]))}
-		if err := b.saveUnbuilt(c, rec); err != nil {
+		rec, err := b.saveUnbuilt(c, rec)
+		if err != nil {
 			return &Result{Cell: c, Outcome: Infrastructure, Err: err}
 		}
-		return &Result{Cell: c, Record: rec, Outcome: Failed}
+		return &Result{Cell: c, Record: rec, Outcome: rec.Outcome}
 	}
 	return nil
 }
 
-// saveUnbuilt stores the record of a cell that was not run.
-func (b *Builder) saveUnbuilt(c *Cell, rec *Record) error {
+// saveUnbuilt stores the record of a cell that was not run, as save does.
+func (b *Builder) saveUnbuilt(c *Cell, rec *Record) (*Record, error) {
 	log, err := newLog(b.Store)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := io.WriteString(log, "kofarm: failed: "+rec.Phase+": "+rec.Message+"\n"); err != nil {
-		return errors.Join(err, log.abort())
+	if _, err := io.WriteString(log, verdict+rec.Phase+": "+rec.Message+"\n"); err != nil {
+		return nil, errors.Join(err, log.abort())
 	}
 	if rec.Log, err = log.commit(); err != nil {
-		return err
+		return nil, err
 	}
-	return records{b.Store}.save(c.Key, rec)
+	return b.save(c, rec)
 }
 
 // built gives results as an image has them.
