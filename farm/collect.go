@@ -21,6 +21,7 @@ import (
 
 	"github.com/kofarm/kofarm/farm/modsign"
 	"github.com/kofarm/kofarm/farm/sign"
+	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/fetch"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
@@ -315,21 +316,11 @@ func (c *Collector) stored(ctx context.Context, p Package) (Blob, error) {
 }
 
 func (c *Collector) write(ctx context.Context, p Package) (v1.Descriptor, error) {
-	w, err := c.Store.Create()
+	d, err := c.Store.Write(packType, func(w io.Writer) error { return p.Write(ctx, w) })
 	if err != nil {
-		return v1.Descriptor{}, err
+		return d, packError(ctx, err)
 	}
-	if err := p.Write(ctx, w); err != nil {
-		if aerr := w.Abort(); aerr != nil {
-			return v1.Descriptor{}, errors.Join(err, aerr)
-		}
-		return v1.Descriptor{}, packError(ctx, err)
-	}
-	digest, size, err := w.Commit()
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	d := v1.Descriptor{MediaType: packType, Digest: digest, Size: size, Annotations: map[string]string{titleKey: p.Name}}
+	d.Annotations = map[string]string{titleKey: p.Name}
 	return d, c.Store.SetRef(packRef, p.Key, d)
 }
 
@@ -359,7 +350,7 @@ func (c *Collector) holds(f File) bool {
 }
 
 // tmpPattern names files that are being written.
-const tmpPattern = ".kofarm-tmp-*"
+const tmpPattern = images.TempPrefix + "*"
 
 // writeFile writes a file under a temporary name and renames it.
 func writeFile(name string, r io.Reader) error {

@@ -92,8 +92,8 @@ func succession(results []*Result) func(matrix.Row) *Result {
 	for _, r := range results {
 		row := r.Cell.Row()
 		of[axes{row.Module, row.Version, row.Release, row.Arch}] = r
-		if any := (axes{row.Module, "", row.Release, row.Arch}); r.pending() && of[any] == nil {
-			of[any] = r
+		if module := (axes{row.Module, "", row.Release, row.Arch}); r.pending() && of[module] == nil {
+			of[module] = r
 		}
 	}
 	return func(row matrix.Row) *Result {
