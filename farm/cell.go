@@ -50,10 +50,8 @@ type Cell struct {
 	packages string // digest of the inputs' packages
 }
 
-// Name is how messages name the cell: module/version for a kernel.
-func (c *Cell) Name() string {
-	return fmt.Sprintf("%s/%s on %s (%s)", c.Module.Name, c.Module.Version, c.Kernel.Release, c.Kernel.Arch)
-}
+// Name is how messages name the cell.
+func (c *Cell) Name() string { return c.Row().Name() }
 
 // build says what the recipe shall do.
 func (c *Cell) build(jobs int) worker.Build {

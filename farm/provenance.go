@@ -174,6 +174,14 @@ func (a *attestation) suffix() string {
 	return attest.SignedSuffix
 }
 
+// mediaType is that of a statement.
+func (a *attestation) mediaType() string {
+	if a.Key == nil {
+		return attest.StatementType
+	}
+	return attest.EnvelopeType
+}
+
 // artifact describes what was made of cells, which are of one module version.
 func (a *attestation) artifact(cells []*Cell, kind string, holds Holds, options map[string]any) *attest.Artifact {
 	first := cells[0]
@@ -262,9 +270,7 @@ func (a *attestation) make(ctx context.Context, artifact *attest.Artifact, fill 
 	if err != nil {
 		return statement, sbom, err
 	}
-	kind := attest.StatementType
 	if a.Key != nil {
-		kind = attest.EnvelopeType
 		data, err = attest.Sign(ctx, a.Key, data)
 	} else {
 		data = append(data, '\n')
@@ -272,7 +278,7 @@ func (a *attestation) make(ctx context.Context, artifact *attest.Artifact, fill 
 	if err != nil {
 		return statement, sbom, err
 	}
-	if statement, err = a.c.Store.Put(data, types.MediaType(kind)); err != nil {
+	if statement, err = a.c.Store.Put(data, types.MediaType(a.mediaType())); err != nil {
 		return statement, sbom, err
 	}
 	return statement, sbom, a.c.Store.SetRef(statementRef, name, statement)
@@ -396,9 +402,8 @@ func (a *attestation) result(ctx context.Context, r *Result) error {
 	if err != nil {
 		return err
 	}
-	artifactType := map[bool]string{false: attest.StatementType, true: attest.EnvelopeType}[a.Key != nil]
 	subject.Annotations = nil
-	if err := a.refer(subject, statement, "provenance", artifactType); err != nil {
+	if err := a.refer(subject, statement, "provenance", a.mediaType()); err != nil {
 		return err
 	}
 	if err := a.refer(subject, sbom, "sbom", attest.SBOMType); err != nil {

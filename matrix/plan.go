@@ -2,6 +2,7 @@ package matrix
 
 import (
 	"encoding/json"
+	"fmt"
 	"iter"
 )
 
@@ -57,6 +58,11 @@ type Row struct {
 // Selector chooses the cell on a command line.
 func (r Row) Selector() string {
 	return r.Module + "/" + r.Version + "@" + r.Release + "/" + r.Arch
+}
+
+// Name is how messages name the cell: module/version on a kernel.
+func (r Row) Name() string {
+	return fmt.Sprintf("%s/%s on %s (%s)", r.Module, r.Version, r.Release, r.Arch)
 }
 
 // Row returns the cell's row.

@@ -21,7 +21,7 @@ func Failures(w io.Writer, cells []farm.CellReport, dir string, again func(selec
 	faults := map[string][]string{}
 	for _, c := range cells {
 		if isFault(c) {
-			faults[wrong(c)] = append(faults[wrong(c)], name(c))
+			faults[wrong(c)] = append(faults[wrong(c)], c.Name())
 		}
 	}
 	for _, c := range cells {
@@ -30,12 +30,12 @@ func Failures(w io.Writer, cells []farm.CellReport, dir string, again func(selec
 			continue
 		}
 		if names := faults[what]; isFault(c) && len(names) > 1 {
-			if name(c) == names[0] {
+			if c.Name() == names[0] {
 				shared(&b, what, names, again(""))
 			}
 			continue
 		}
-		fmt.Fprintf(&b, "%s %s\n", name(c), indent(what))
+		fmt.Fprintf(&b, "%s %s\n", c.Name(), indent(what))
 		if c.Outcome == farm.Failed && c.FirstError != "" {
 			fmt.Fprintf(&b, "    %s\n", c.FirstError)
 		}
@@ -82,10 +82,6 @@ func wrong(c farm.CellReport) string {
 // isFault says whether a cell has a fault that is not its own.
 func isFault(c farm.CellReport) bool {
 	return c.Outcome == farm.Infrastructure || c.Test != nil && c.Test.Err != nil
-}
-
-func name(c farm.CellReport) string {
-	return fmt.Sprintf("%s/%s on %s (%s)", c.Module, c.Version, c.Release, c.Arch)
 }
 
 // indent moves a text's further lines below its first one.

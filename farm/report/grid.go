@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -53,11 +54,7 @@ func (g *Grid) Add(c *farm.Cell, status farm.Status, rec *farm.Record, test *far
 	if len(g.modules) == 0 || g.modules[len(g.modules)-1] != c.Module {
 		g.modules = append(g.modules, c.Module)
 	}
-	known := false
-	for _, k := range g.kernels {
-		known = known || k == c.Kernel
-	}
-	if !known {
+	if !slices.Contains(g.kernels, c.Kernel) {
 		g.kernels = append(g.kernels, c.Kernel)
 	}
 	g.cells[gridKey{c.Module, c.Kernel}] = status
