@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -215,11 +214,9 @@ func (a *app) complete(ctx context.Context, s *session, results []*farm.Result) 
 func (a *app) finish(dir string, c *farm.Collected, ours *farm.Report) error {
 	code := exitStatus(ours)
 	if a.json {
-		data, err := json.MarshalIndent(c.Report, "", " ")
-		if err != nil {
+		if err := a.encode(c.Report); err != nil {
 			return err
 		}
-		fmt.Fprintln(a.stdout, string(data))
 	} else {
 		a.warnPackages(c.Report.Warnings)
 		if c.Kept > 0 && !a.quiet {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -73,12 +72,6 @@ func (a *app) bundle(ctx context.Context, file, output string, results bool) (er
 		}
 	}
 	return nil
-}
-
-func (a *app) encode(v any) error {
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", " ")
-	return enc.Encode(v)
 }
 
 // replaceFile writes a file under a temporary name and renames it.

@@ -3,12 +3,14 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -161,6 +163,13 @@ func (a *app) resultWriter(ok bool) io.Writer {
 	return a.stderr
 }
 
+// encode prints JSON.
+func (a *app) encode(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", " ")
+	return enc.Encode(v)
+}
+
 // lockedFlag adds --locked to a command.
 func (a *app) lockedFlag(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().BoolVar(&a.locked, "locked", false, "refuse to go on unless the lock pins exactly what the farm file says")
@@ -186,4 +195,12 @@ func farmArg(args []string) string {
 		return args[0]
 	}
 	return "farm.yaml"
+}
+
+// farmArgs tells the farm file, by its ending, from other arguments.
+func farmArgs(args []string) (file string, others []string) {
+	if len(args) > 0 && (strings.HasSuffix(args[0], ".yaml") || strings.HasSuffix(args[0], ".yml")) {
+		return args[0], args[1:]
+	}
+	return farmArg(nil), args
 }

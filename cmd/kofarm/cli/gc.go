@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -104,9 +103,7 @@ func (a *app) gc(ctx context.Context, p store.Policy) (err error) {
 		return infrastructure(err)
 	}
 	if a.json {
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", " ")
-		return enc.Encode(struct {
+		return a.encode(struct {
 			Version int  `json:"version"`
 			DryRun  bool `json:"dryRun"`
 			*store.Report

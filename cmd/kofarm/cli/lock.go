@@ -28,7 +28,7 @@ What is pinned stays, and only what the farm file has come to ask for beside it 
 resolved. --update moves on: all, or what the arguments name: a module, a suite, a
 kernel release or a package; each may be a glob. No package is downloaded.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, what := lockArgs(args)
+			file, what := farmArgs(args)
 			if len(what) > 0 && !update {
 				return fmt.Errorf("%q: only with --update is there something to name; a farm file ends in .yaml or .yml", what[0])
 			}
@@ -37,15 +37,6 @@ kernel release or a package; each may be a glob. No package is downloaded.`,
 	}
 	cmd.Flags().BoolVar(&update, "update", false, "resolve anew what is named, or all")
 	return cmd
-}
-
-// lockArgs tells the farm file, by its ending, from what is to be updated.
-func lockArgs(args []string) (file string, what []string) {
-	file = farmArg(nil)
-	if len(args) > 0 && (strings.HasSuffix(args[0], ".yaml") || strings.HasSuffix(args[0], ".yml")) {
-		return args[0], args[1:]
-	}
-	return file, args
 }
 
 func (a *app) lock(ctx context.Context, file string, update bool, what []string) (err error) {

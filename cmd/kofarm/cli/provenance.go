@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -80,11 +79,9 @@ func (a *app) verifyProvenance(ctx context.Context, files []string, f provenance
 		}
 	}
 	if a.json {
-		data, err := json.MarshalIndent(all, "", " ")
-		if err != nil {
+		if err := a.encode(all); err != nil {
 			return err
 		}
-		fmt.Fprintln(a.stdout, string(data))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &exitError{exitFailed, err}

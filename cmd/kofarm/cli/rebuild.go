@@ -79,11 +79,9 @@ func (a *app) rebuild(ctx context.Context, file string, paths []string, f rebuil
 // prints only what is not reproduced.
 func (a *app) verdict(r *rebuild.Report) error {
 	if a.json {
-		data, err := json.MarshalIndent(r, "", " ")
-		if err != nil {
+		if err := a.encode(r); err != nil {
 			return err
 		}
-		fmt.Fprintln(a.stdout, string(data))
 	} else {
 		a.printVerdicts(a.resultWriter(r.Verdict() == rebuild.Reproduced), r)
 	}

@@ -54,9 +54,7 @@ func (a *app) plan(ctx context.Context, file string) error {
 		for i, c := range s.plan.Cells {
 			rows[i] = planRow{c, c.Key}
 		}
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", " ")
-		return enc.Encode(struct {
+		return a.encode(struct {
 			Version int       `json:"version"`
 			Cells   []planRow `json:"cells"`
 		}{1, rows})

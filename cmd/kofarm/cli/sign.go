@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,11 +98,9 @@ func (a *app) sign(ctx context.Context, files []string, f signFlags) error {
 		}
 	}
 	if a.json {
-		data, err := json.MarshalIndent(all, "", " ")
-		if err != nil {
+		if err := a.encode(all); err != nil {
 			return err
 		}
-		fmt.Fprintln(a.stdout, string(data))
 	}
 	if len(errs) == 0 && modules == 0 {
 		errs = append(errs, resign.ErrNoModules)

@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -188,9 +187,7 @@ func (a *app) listVerdicts(w io.Writer, results []*farm.Result, stats boot.Stats
 		for _, r := range results {
 			rows = append(rows, testRow{r.Cell.Row(), r.Test})
 		}
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", " ")
-		return enc.Encode(struct {
+		return a.encode(struct {
 			Version int       `json:"version"`
 			Cells   []testRow `json:"cells"`
 		}{1, rows})

@@ -39,11 +39,8 @@ interrupted.`,
 			if p != (provenanceFlags{}) {
 				return errors.New("--key, --certificate, --issuer, --builder and --statement go with --provenance")
 			}
-			file := "farm.yaml"
-			if len(args) > 0 && (strings.HasSuffix(args[0], ".yaml") || strings.HasSuffix(args[0], ".yml")) {
-				file, args = args[0], args[1:]
-			}
-			return a.rebuild(cmd.Context(), file, args, f)
+			file, paths := farmArgs(args)
+			return a.rebuild(cmd.Context(), file, paths, f)
 		},
 	}
 	flags := cmd.Flags()
