@@ -348,15 +348,19 @@ func (b *Builder) storeBlobs(rec *Record, out worker.Output) error {
 			return err
 		}
 	}
-	for _, tree := range []struct {
-		files []worker.Installed
-		blob  **Blob
-	}{{out.Installed, &rec.Installed}, {out.Tree, &rec.Tree}} {
-		if err == nil && len(tree.files) > 0 {
-			*tree.blob, err = b.write(filesType, func(w io.Writer) error { return packInstalled(w, tree.files) })
-		}
+	if rec.Installed, err = b.storeTree(out.Installed); err != nil {
+		return err
 	}
+	rec.Tree, err = b.storeTree(out.Tree)
 	return err
+}
+
+// storeTree stores files as a tar; nil for none.
+func (b *Builder) storeTree(files []worker.Installed) (*Blob, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	return b.write(filesType, func(w io.Writer) error { return packInstalled(w, files) })
 }
 
 func (b *Builder) storeBlob(mediaType types.MediaType, data io.Reader) (*Blob, error) {

@@ -92,55 +92,29 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err != nil {
 		return nil, err
 	}
-	packages = kept.replace(packages)
-	files, refused := make([]File, len(packages)), make([]error, len(packages))
-	g, packing := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.NumCPU())
-	for i, p := range packages {
-		g.Go(func() (err error) {
-			if err := packing.Err(); err != nil {
-				return err
-			}
-			files[i], err = c.pack(packing, p)
-			if refusal := (&PackError{}); errors.As(err, &refusal) {
-				refused[i], err = err, nil
-			}
-			return err
-		})
-	}
-	logs := make([]string, len(results))
-	for i, r := range results {
-		g.Go(func() (err error) {
-			if logs[i] = kept.logs[r.Cell]; logs[i] == "" {
-				logs[i], err = c.writeLog(r)
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	w, err := c.writeAll(ctx, kept.replace(packages), results, kept.logs)
+	if err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
-	packages, files, refused = made(packages, files, refused)
-	fresh := len(packages)
-	packages, files = append(packages, kept.packages...), append(files, kept.files...)
+	packages = slices.Concat(w.packages, kept.packages)
 	if err := c.repositories(ctx, packages); err != nil {
 		return nil, err
 	}
-	report := newReport(results, packages, files, logs)
+	report := newReport(results, packages, slices.Concat(w.files, kept.files), w.logs)
 	report.Farm = c.Farm
 	if report.Signing, err = c.enroll(); err != nil {
 		return nil, err
 	}
 	m.signing.report(results, report)
 	a := &attestation{Attester: c.Attester, c: c, m: m}
-	if report.Attestations, err = a.all(ctx, results, packages[:fresh], files[:fresh]); err != nil {
+	if report.Attestations, err = a.all(ctx, results, w.packages, w.files); err != nil {
 		return nil, err
 	}
 	report.Attestations = append(report.Attestations, kept.attestations...)
 	if err := c.checksums(report, packages); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.Dir, err)
 	}
-	for _, err := range refused {
+	for _, err := range w.refused {
 		report.Refused = append(report.Refused, err.Error())
 	}
 	if err := c.retire(before, report); err != nil { // while the old report still names them
@@ -149,22 +123,54 @@ func (c *Collector) Collect(ctx context.Context, results []*Result) (*Collected,
 	if err := c.writeReport(report); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", filepath.Join(c.Dir, ResultsFile), err)
 	}
-	return &Collected{packages, len(kept.packages), report, refused, a.fault}, nil
+	return &Collected{packages, len(kept.packages), report, w.refused, a.fault}, nil
 }
 
-// made drops the packages that were refused.
-func made(packages []Package, files []File, refused []error) ([]Package, []File, []error) {
-	var goodPackages []Package
-	var goodFiles []File
-	var bad []error
-	for i := range packages {
+// written is what a run has put into the folder.
+type written struct {
+	packages []Package
+	files    []File   // of the packages
+	refused  []error  // of the packages that cannot be made
+	logs     []string // paths, by the results
+}
+
+// writeAll writes packages and logs, several at a time; kept are logs that stay.
+func (c *Collector) writeAll(ctx context.Context, packages []Package, results []*Result, kept map[*Cell]string) (*written, error) {
+	files, refused := make([]File, len(packages)), make([]error, len(packages))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU())
+	for i, p := range packages {
+		g.Go(func() (err error) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			files[i], err = c.pack(ctx, p)
+			if refusal := (&PackError{}); errors.As(err, &refusal) {
+				refused[i], err = err, nil
+			}
+			return err
+		})
+	}
+	w := &written{logs: make([]string, len(results))}
+	for i, r := range results {
+		g.Go(func() (err error) {
+			if w.logs[i] = kept[r.Cell]; w.logs[i] == "" {
+				w.logs[i], err = c.writeLog(r)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i, p := range packages {
 		if refused[i] != nil {
-			bad = append(bad, refused[i])
+			w.refused = append(w.refused, refused[i])
 			continue
 		}
-		goodPackages, goodFiles = append(goodPackages, packages[i]), append(goodFiles, files[i])
+		w.packages, w.files = append(w.packages, p), append(w.files, files[i])
 	}
-	return goodPackages, goodFiles, bad
+	return w, nil
 }
 
 // PackError says that a package cannot be made of what a cell has built: it is

@@ -129,6 +129,13 @@ type PackageRef struct {
 	SHA256  string `json:"sha256"`
 }
 
+func packageRefs(pkgs []*apt.Package) (refs []PackageRef) {
+	for _, p := range pkgs {
+		refs = append(refs, PackageRef{p.Name, p.Version, p.Arch, p.SHA256})
+	}
+	return refs
+}
+
 // File is one file in the output folder.
 type File struct {
 	Path string `json:"path"`
@@ -243,11 +250,7 @@ func (r *Report) packageSet(pkgs []*apt.Package) string {
 		return digest
 	}
 	digest := digestPackages(pkgs)
-	refs := make([]PackageRef, len(pkgs))
-	for i, p := range pkgs {
-		refs[i] = PackageRef{p.Name, p.Version, p.Arch, p.SHA256}
-	}
-	r.PackageSets[digest] = refs
+	r.PackageSets[digest] = packageRefs(pkgs)
 	r.digests[&pkgs[0]] = digest
 	return digest
 }
