@@ -132,7 +132,7 @@ func (s *prepared) checkArchs() error {
 	var errs []error
 	for _, a := range s.farm.Archs() {
 		if !slices.Contains(able, a.Text) {
-			errs = append(errs, s.mistake(a.Pos, a.Text, fmt.Sprintf("building for %s is not supported on a machine of %s", a.Text, machine),
+			errs = append(errs, s.farm.Mistake(a.Pos, a.Text, fmt.Sprintf("building for %s is not supported on a machine of %s", a.Text, machine),
 				"arch: "+strings.Join(able, " or ")))
 		}
 	}
@@ -206,7 +206,7 @@ func (s *prepared) openSuite(ctx context.Context, key suiteKey) (*debian.Suite, 
 	case errors.Is(err, apt.ErrSuite):
 		return nil, s.noSuite(key, err)
 	case errors.Is(err, apt.ErrKeyring) && a.KeyringPos != matrix.Pos{}:
-		return nil, s.mistake(a.KeyringPos, a.Keyring, err.Error(), "")
+		return nil, s.farm.Mistake(a.KeyringPos, a.Keyring, err.Error(), "")
 	case err != nil:
 		return nil, fmt.Errorf("opening suite %s: %w", key.suite, err)
 	}
@@ -228,7 +228,7 @@ func (s *prepared) noSuite(key suiteKey, err error) error {
 		hint = matrix.DidYouMean(key.suite, known)
 	}
 	hint = cmp.Or(hint, fmt.Sprintf("archives.%s.mirrors says where it is looked for", key.distribution))
-	return s.mistake(indexes[i].Pos, key.suite, fmt.Sprintf("suite %q: %v", key.suite, err), hint)
+	return s.farm.Mistake(indexes[i].Pos, key.suite, fmt.Sprintf("suite %q: %v", key.suite, err), hint)
 }
 
 // noArch is the error of a suite that is not there for an architecture which the
@@ -237,7 +237,7 @@ func (s *prepared) noArch(key suiteKey, err error) error {
 	for _, a := range s.farm.Archs() {
 		if a.Text == key.arch && (a.Distribution == key.distribution || a.Distribution == "") &&
 			(slices.Contains(a.Suites, key.suite) || len(a.Suites) == 0) {
-			return s.mistake(a.Pos, a.Text, err.Error(), "")
+			return s.farm.Mistake(a.Pos, a.Text, err.Error(), "")
 		}
 	}
 	return err
@@ -305,7 +305,7 @@ func (s *prepared) readSource(ctx context.Context, m *matrix.ModuleVersion) (*im
 	}
 	name, version, err := names(m, src)
 	if err != nil {
-		return nil, s.mistake(m.Pos, m.Source.String(), err.Error(), "")
+		return nil, s.farm.Mistake(m.Pos, m.Source.String(), err.Error(), "")
 	}
 	m.Name, m.Version, src.Name, src.Version = name, version, name, version
 	s.checkSource(m, src)
@@ -411,23 +411,18 @@ func (s *prepared) fetchFile(ctx context.Context, f fetch.File) (string, error) 
 // errDamaged marks a fault of the disk.
 var errDamaged = errors.New("a file of the store")
 
-// mistake is an error at a place of the farm file.
-func (s *prepared) mistake(pos matrix.Pos, value, msg, hint string) error {
-	return &matrix.Error{File: s.farm.File, Line: pos.Line, Column: pos.Column, Value: value, Msg: msg, Hint: hint}
-}
-
 // blame makes an error a mistake at a place of the farm file, in the value there,
 // unless it is one already, or a fault of the world.
 func (s *prepared) blame(pos matrix.Pos, value string, err error) error {
 	if _, ok := errors.AsType[*matrix.Error](err); ok || isInfrastructure(err) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return s.mistake(pos, value, value+": "+err.Error(), "")
+	return s.farm.Mistake(pos, value, value+": "+err.Error(), "")
 }
 
 // noPackage is the mistake of a word that names no package of a suite.
 func (s *prepared) noPackage(w matrix.Word, suite *debian.Suite) error {
-	return s.mistake(w.Pos, w.Text, fmt.Sprintf("suite %s has no package %s", suite.Name, w.Text),
+	return s.farm.Mistake(w.Pos, w.Text, fmt.Sprintf("suite %s has no package %s", suite.Name, w.Text),
 		matrix.DidYouMean(w.Text, slices.Collect(suite.Names(""))))
 }
 
@@ -456,7 +451,7 @@ func (s *prepared) unresolved(ctx context.Context, m *matrix.ModuleVersion, k *m
 			unknown = append(unknown, s.noPackage(w, suite))
 		}
 	}
-	return cmp.Or(errors.Join(unknown...), s.mistake(pos, "", err.Error(), ""))
+	return cmp.Or(errors.Join(unknown...), s.farm.Mistake(pos, "", err.Error(), ""))
 }
 
 // place is where the farm file asks for a kernel, or first for its suite.
@@ -663,7 +658,7 @@ func (s *prepared) customHeaders(k *matrix.CustomKernel) (*images.Headers, error
 	}
 	h, err := images.OpenHeaders(k.Release, paths, s.Own...)
 	if err != nil {
-		return nil, s.mistake(k.Pos, k.Release, err.Error(), "")
+		return nil, s.farm.Mistake(k.Pos, k.Release, err.Error(), "")
 	}
 	s.checkHeaders(k, h)
 	s.custom[k] = h

@@ -164,7 +164,7 @@ func NewTests(f *matrix.Farm, dir string, s *store.Store, t *boot.Tester) (*Test
 		data, err := readScript(m.Test.Script.Text, dir)
 		if err != nil {
 			at := m.Test.Script
-			errs = append(errs, &matrix.Error{File: f.File, Line: at.Pos.Line, Column: at.Pos.Column, Value: at.Text, Msg: "script: " + err.Error()})
+			errs = append(errs, f.Mistake(at.Pos, at.Text, "script: "+err.Error(), ""))
 		}
 		tests.scripts[m] = data
 	}
@@ -249,10 +249,7 @@ func (t *Tests) Known(ctx context.Context, results []*Result) error {
 
 // tested judges a verdict by what the farm file expects.
 func (t *Tests) tested(c *Cell, r boot.Result) *Tested {
-	out := &Tested{Required: t.Required, Signed: t.ModuleKey != nil, Cached: r.Cached, Report: r.Report, Err: r.Err}
-	for _, p := range c.Boot {
-		out.Kernel = append(out.Kernel, PackageRef{p.Name, p.Version, p.Arch, p.SHA256})
-	}
+	out := &Tested{Required: t.Required, Signed: t.ModuleKey != nil, Cached: r.Cached, Report: r.Report, Err: r.Err, Kernel: packageRefs(c.Boot)}
 	out.Expected, _ = c.Expected()
 	if r.Err != nil {
 		out.Why = r.Err.Error()
@@ -331,9 +328,8 @@ func (t *Tests) unit(ctx context.Context, r *Result) (*boot.Unit, error) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(test.Parameters)) {
 		if !given[key] {
-			return nil, &matrix.Error{File: t.farm.File, Line: test.Pos.Line, Column: test.Pos.Column, Value: key,
-				Msg:  fmt.Sprintf("parameters: %s makes no module %s", r.Cell.Name(), key),
-				Hint: "it makes " + strings.Join(moduleFiles(r.Record), ", ")}
+			return nil, t.farm.Mistake(test.Pos, key, fmt.Sprintf("parameters: %s makes no module %s", r.Cell.Name(), key),
+				"it makes "+strings.Join(moduleFiles(r.Record), ", "))
 		}
 	}
 	return u, nil

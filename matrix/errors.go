@@ -42,6 +42,11 @@ func (e *Error) Error() string {
 	return s
 }
 
+// Mistake is an error of type *Error, at a place of the farm file.
+func (f *Farm) Mistake(pos Pos, value, msg, hint string) error {
+	return &Error{File: f.File, Line: pos.Line, Column: pos.Column, Value: value, Msg: msg, Hint: hint}
+}
+
 // Warning is something in a farm file that is harmless but hardly meant. Its fields are those of Error.
 type Warning Error
 

@@ -49,7 +49,7 @@ func (a *app) registryCache(s *session, kind string) (*registry.Cache, error) {
 	}
 	shared, err := registry.NewCache(s.store, kind, c.Registry, c.Insecure)
 	if err != nil {
-		return nil, &matrix.Error{File: s.farm.File, Line: c.Pos.Line, Column: c.Pos.Column, Msg: err.Error()}
+		return nil, s.farm.Mistake(c.Pos, "", err.Error(), "")
 	}
 	return shared, nil
 }

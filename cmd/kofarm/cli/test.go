@@ -140,9 +140,8 @@ func bootable(s *session, cells []*farm.Cell) error {
 			return infrastructure(fmt.Errorf("test: %w", err))
 		}
 		if s.farm.Test.Enforces() && boot.Firmware(c.Kernel.Arch) == "" {
-			return &matrix.Error{File: s.farm.File, Line: s.farm.Test.Pos.Line, Column: s.farm.Test.Pos.Column, Value: c.Kernel.Arch,
-				Msg:  "signatures: kernels for " + c.Kernel.Arch + " are not booted from UEFI firmware by this version",
-				Hint: "signatures: ignore, or no such kernels"}
+			return s.farm.Mistake(s.farm.Test.Pos, c.Kernel.Arch,
+				"signatures: kernels for "+c.Kernel.Arch+" are not booted from UEFI firmware by this version", "signatures: ignore, or no such kernels")
 		}
 	}
 	return nil

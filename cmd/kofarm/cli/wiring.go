@@ -177,9 +177,8 @@ func (s *session) apart(flag, file string) error {
 	for _, c := range s.plan.Cells {
 		if c.Inputs.Source != nil && c.Inputs.Source.Holds(file) {
 			at := c.Module.Source
-			return &matrix.Error{File: s.farm.File, Line: at.Pos.Line, Column: at.Pos.Column, Value: file,
-				Msg:  fmt.Sprintf("%s %s lies in the source %s, and would be part of it", flag, file, at),
-				Hint: "write elsewhere, or below the farm file's output.directory, which is left out of the source"}
+			return s.farm.Mistake(at.Pos, file, fmt.Sprintf("%s %s lies in the source %s, and would be part of it", flag, file, at),
+				"write elsewhere, or below the farm file's output.directory, which is left out of the source")
 		}
 	}
 	return nil
@@ -245,7 +244,7 @@ func packageKey(f *matrix.Farm, dir string) (*sign.Key, error) {
 		err = fmt.Errorf("the signing %s has expired on %s", k, k.Expires().UTC().Format(time.DateOnly))
 	}
 	if err != nil {
-		return nil, &matrix.Error{File: f.File, Line: o.Pos.Line, Column: o.Pos.Column, Msg: err.Error()}
+		return nil, f.Mistake(o.Pos, "", err.Error(), "")
 	}
 	return k, nil
 }
