@@ -13,16 +13,13 @@ import (
 
 // connect gives cells those that they are built upon, and their keys.
 func connect(cells []*Cell) {
-	needed := map[*matrix.ModuleVersion]map[*matrix.Kernel]*Cell{}
-	for _, c := range cells {
-		for _, n := range c.Module.Needs {
-			needed[n] = map[*matrix.Kernel]*Cell{}
-		}
+	type axes struct {
+		module *matrix.ModuleVersion
+		kernel *matrix.Kernel
 	}
+	at := make(map[axes]*Cell, len(cells))
 	for _, c := range cells {
-		if byKernel := needed[c.Module]; byKernel != nil {
-			byKernel[c.Kernel] = c
-		}
+		at[axes{c.Module, c.Kernel}] = c
 	}
 	var name func(*Cell)
 	name = func(c *Cell) {
@@ -30,7 +27,7 @@ func connect(cells []*Cell) {
 			return
 		}
 		for _, n := range c.Module.Needs { // matrix.Expand has excluded a cell that lacks one
-			need := needed[n][c.Kernel]
+			need := at[axes{n, c.Kernel}]
 			name(need)
 			c.Needs = append(c.Needs, need)
 		}

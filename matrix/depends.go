@@ -89,24 +89,21 @@ func circle(path []*ModuleVersion) string {
 
 // excludeUpon takes out the cells whose kernel lacks, or excludes, what they are built upon.
 func (e *expander) excludeUpon(cells []Cell) {
-	needed := map[*ModuleVersion]map[*Kernel]*Cell{}
-	for _, m := range e.farm.Modules {
-		for _, n := range m.Needs {
-			needed[n] = map[*Kernel]*Cell{}
-		}
-	}
-	if len(needed) == 0 {
+	if !slices.ContainsFunc(e.farm.Modules, func(m *ModuleVersion) bool { return len(m.Needs) > 0 }) {
 		return
 	}
+	type axes struct {
+		module *ModuleVersion
+		kernel *Kernel
+	}
+	at := make(map[axes]*Cell, len(cells))
 	for i := range cells {
-		if byKernel := needed[cells[i].Module]; byKernel != nil {
-			byKernel[cells[i].Kernel] = &cells[i]
-		}
+		at[axes{cells[i].Module, cells[i].Kernel}] = &cells[i]
 	}
 	for i := range cells {
 		c := &cells[i]
 		for _, n := range c.Module.Needs { // the first that is missing or excluded is so for its own reasons
-			switch found := needed[n][c.Kernel]; {
+			switch found := at[axes{n, c.Kernel}]; {
 			case c.Excluded:
 			case found == nil:
 				c.Excluded, c.Why = true, fmt.Sprintf("%s/%s, which it is built upon, is not built for this kernel", n.Name, n.Version)
