@@ -1,9 +1,6 @@
 package matrix
 
-import (
-	"strings"
-	"time"
-)
+import "time"
 
 // Farm is a farm file after Parse: checked, and with every default applied.
 type Farm struct {
@@ -121,7 +118,7 @@ type Selector struct {
 type CustomKernel struct {
 	Release   string
 	Arch      string   // canonical; default what the release ends with, else x86_64
-	Headers   []string // paths of directories, .deb or .rpm files, at least one; see HeaderKind
+	Headers   []string // paths of directories, .deb or .rpm files, at least one
 	Toolchain Toolchain
 	Pos       Pos
 }
@@ -131,24 +128,6 @@ type Toolchain struct {
 	Distribution string // default that of the first archive kernels, else "debian"
 	Suite        string // default that of the first archive kernels
 	Packages     []Word // e.g. gcc-12; empty: whoever assembles the image decides
-}
-
-// Kinds of headers.
-const (
-	HeaderDir = "dir"
-	HeaderDeb = "deb"
-	HeaderRPM = "rpm"
-)
-
-// HeaderKind says by its name what a path of CustomKernel.Headers is.
-func HeaderKind(path string) string {
-	switch {
-	case strings.HasSuffix(path, ".deb"):
-		return HeaderDeb
-	case strings.HasSuffix(path, ".rpm"):
-		return HeaderRPM
-	}
-	return HeaderDir
 }
 
 // Rule is one entry of exclude or include. It matches a cell if every axis that is given matches, and an

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 )
 
@@ -126,35 +125,6 @@ func (m *Module) All(key string) []string {
 		}
 	}
 	return values
-}
-
-// ReadFile reads the module at path, which must be a regular file and not a
-// link to one. Of a plain module only the tables are held in memory.
-func ReadFile(path string, limits Limits) (*Module, error) {
-	before, err := os.Lstat(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading module: %w", err)
-	}
-	if !before.Mode().IsRegular() {
-		return nil, fmt.Errorf("reading module %s: %w: not a regular file", path, ErrFormat)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading module: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading module: %w", err)
-	}
-	if !os.SameFile(before, st) {
-		return nil, fmt.Errorf("reading module %s: %w: replaced while being opened", path, ErrFormat)
-	}
-	m, err := ReadAt(f, st.Size(), limits)
-	if err != nil {
-		return nil, fmt.Errorf("module %s: %w", path, err)
-	}
-	return m, nil
 }
 
 // Read reads a module from a stream: plain or compressed (gz, xz, zst, by

@@ -15,9 +15,6 @@ func Compare(a, b Release) int {
 	return cmp.Or(compareABI(abiA, abiB), compareRuns(flavorA, flavorB), cmp.Compare(a, b))
 }
 
-// Compare is Compare(r, other).
-func (r Release) Compare(other Release) int { return Compare(r, other) }
-
 func compareABI(a, b string) int {
 	baseA, baseB := baseVersion(a), baseVersion(b)
 	return cmp.Or(compareFields(baseA, baseB), compareRuns(a[len(baseA):], b[len(baseB):]))

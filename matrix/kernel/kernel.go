@@ -59,9 +59,6 @@ func clip(s string) string {
 	return s
 }
 
-// String returns the release as `uname -r` prints it.
-func (r Release) String() string { return string(r) }
-
 // ABI returns the release without its flavor and architecture: "6.1.0-56" of "6.1.0-56-cloud-amd64",
 // "5.14.0-427.el9" of "5.14.0-427.el9.x86_64".
 func (r Release) ABI() string {

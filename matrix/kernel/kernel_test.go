@@ -96,7 +96,7 @@ func TestCompare(t *testing.T) {
 		{"6.12.9", "6.12.107"}, {"6.12.107", "6.12.115+deb13"}, {"6.12.115+deb13", "6.12.115+deb13.1"},
 		{"6.12.115+deb13.1", "6.12.116+deb13"}, {"6.1", "6.1.0"}, {"6.12-5", "6.12.3-1"},
 	} {
-		if got := pair[0].Compare(pair[1]); got != -1 {
+		if got := Compare(pair[0], pair[1]); got != -1 {
 			t.Errorf("Compare(%s, %s) = %d, want -1", pair[0], pair[1], got)
 		}
 	}
