@@ -75,7 +75,7 @@ type Builder struct {
 	Log      *slog.Logger
 	Limits   worker.Limits // of each cell; a cell's own Timeout wins
 	Cores    []int         // of each machine that runs builds; none: this one's
-	Parallel int           // builds at a time; 0: one for each core
+	Parallel int           // builds at a time; 0: one for each core, and in the end one more
 	Retries  int           // after an infrastructure fault
 	Backoff  time.Duration // before the first retry, doubled each time; 0: one second
 	Cache    Cache         // asked before a cell is built, and offered what was; nil: none
@@ -106,7 +106,7 @@ func (b *Builder) Build(ctx context.Context, cells []*Cell) ([]*Result, error) {
 		cores = []int{runtime.NumCPU()}
 	}
 	slots := newSlots(b.Parallel, len(missing), cores)
-	parallel := cap(slots.free) + 1 // one more prepares its image and its container meanwhile
+	parallel := slots.parallel + 1 // one more prepares its image and its container meanwhile
 	b.buildAll(ctx, cells, missing, results, parallel, slots)
 	return results, ctx.Err()
 }
@@ -388,23 +388,38 @@ func retryable(err error) bool {
 // slots hands out the right to run a build, and how many jobs its make may use.
 type slots struct {
 	free          chan struct{}
+	parallel      int // builds at a time
 	cores, widest int // of all machines, of the largest
 	mu            sync.Mutex
-	left          int // builds not yet finished
+	left          int  // builds not yet finished
+	spare         bool // the last build need not wait for a slot
 }
 
 // newSlots makes slots for so many builds at a time, or one for each core where
-// that is not above 0.
+// that is not above 0. The last build then does not wait for a slot: much of a
+// build is one process at a time, and no other is left for a core that has none.
 func newSlots(parallel, builds int, cores []int) *slots {
-	s := &slots{left: builds, widest: slices.Max(cores)}
+	s := &slots{left: builds, widest: slices.Max(cores), spare: parallel <= 0}
 	for _, n := range cores {
 		s.cores += n
 	}
 	if parallel <= 0 {
 		parallel = s.cores
 	}
-	s.free = make(chan struct{}, parallel)
+	s.parallel, s.free = parallel, make(chan struct{}, parallel+1)
+	for range parallel {
+		s.free <- struct{}{}
+	}
+	s.spend()
 	return s
+}
+
+// spend adds a slot when there is one build more than slots.
+func (s *slots) spend() {
+	if s.spare && s.left <= s.parallel+1 {
+		s.spare = false
+		s.free <- struct{}{}
+	}
 }
 
 // jobs is how many jobs the next build's make may use: such that about two
@@ -413,24 +428,25 @@ func newSlots(parallel, builds int, cores []int) *slots {
 func (s *slots) jobs() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	active := max(1, min(s.left, cap(s.free)))
+	active := max(1, min(s.left, s.parallel))
 	return max(2, min(2*s.widest, (2*s.cores+active-1)/active))
 }
 
 // acquire waits for a slot.
 func (s *slots) acquire(ctx context.Context) error {
 	select {
-	case s.free <- struct{}{}:
+	case <-s.free:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (s *slots) release() { <-s.free }
+func (s *slots) release() { s.free <- struct{}{} }
 
 func (s *slots) finished() {
 	s.mu.Lock()
 	s.left--
+	s.spend()
 	s.mu.Unlock()
 }

@@ -558,33 +558,47 @@ func TestRebuildOfDamage(t *testing.T) {
 	}
 }
 
-// TestParallel counts the builds at a time, and the jobs that each may use.
+// TestParallel counts the builds at a time.
 func TestParallel(t *testing.T) {
-	cells := testCells(t, 7)
-	s := openStore(t)
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		now, most := 0, 0
-		b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
-			mu.Lock()
-			now++
-			most = max(most, now)
-			mu.Unlock()
-			time.Sleep(time.Minute)
-			mu.Lock()
-			now--
-			mu.Unlock()
-			return exits, output(task.Output, worker.Excluded, nil)
+	for _, tt := range []struct {
+		name            string
+		parallel, cells int
+		most            int
+		took            time.Duration
+	}{
+		{"as many as asked for", 3, 7, 3, 3 * time.Minute},
+		{"as many as cores, the last beside them", 0, 7, 4, 2 * time.Minute},
+		{"as many as cores, no other left", 0, 6, 3, 2 * time.Minute},
+		{"one more than cores", 0, 4, 4, time.Minute},
+		{"less than cores", 0, 2, 2, time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cells, s := testCells(t, tt.cells), openStore(t)
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				now, most := 0, 0
+				b, _ := builder(s, func(_ context.Context, task worker.Task) (worker.Result, error) {
+					mu.Lock()
+					now++
+					most = max(most, now)
+					mu.Unlock()
+					time.Sleep(time.Minute)
+					mu.Lock()
+					now--
+					mu.Unlock()
+					return exits, output(task.Output, worker.Excluded, nil)
+				})
+				b.Parallel, b.Cores = tt.parallel, []int{2, 1}
+				begun := time.Now()
+				if _, err := b.Build(t.Context(), cells); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begun); most != tt.most || took != tt.took {
+					t.Errorf("%d at a time in %s, want %d in %s", most, took, tt.most, tt.took)
+				}
+			})
 		})
-		b.Parallel = 3
-		begun := time.Now()
-		if _, err := b.Build(t.Context(), cells); err != nil {
-			t.Fatal(err)
-		}
-		if took := time.Since(begun); most != 3 || took != 3*time.Minute {
-			t.Errorf("%d at a time in %s, want 3 in 3 minutes", most, took)
-		}
-	})
+	}
 }
 
 // TestLargestFirst builds what has the most code first, else in the plan's order.

@@ -146,7 +146,8 @@ func inRoot(store, script string) *exec.Cmd {
 	return cmd
 }
 
-// plainMake builds the cells as many at a time, and with as many jobs, as kofarm.
+// plainMake builds the cells as many at a time, and with as many jobs, as kofarm,
+// which has its last cell start beside them.
 const plainMake = `
 	build() {
 		dir=/var/lib/dkms/$1/$2/$3
