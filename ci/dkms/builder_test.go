@@ -41,10 +41,12 @@ type builder struct {
 // package=version, then "--", then the packages with the sources. linux-image,
 // which headers from 6.12 on depend on, stays out: it would bring an initramfs
 // and 100 MB. The headers are unpacked before there is a module, or dkms would
-// build it at once.
+// build it at once. The chroot may be older than what kofarm builds with, so it
+// is upgraded.
 const install = `
 mkdir /tmp/headers /tmp/sources
 apt-get -q -y --fix-broken install
+apt-get -q -y dist-upgrade
 while [ "$1" != -- ]; do (cd /tmp/headers; apt-get -q download "$1"); shift; done
 shift
 (cd /tmp/sources; apt-get -q download "$@")
