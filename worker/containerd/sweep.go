@@ -24,12 +24,16 @@ const (
 	fifosPrefix = "fifos-"
 )
 
-// remove removes a container, whatever it is doing, and its root file system.
-// Where that fails, it is tried again later.
+// remove removes a container, whatever it is doing, with what containerd has
+// forgotten of it, and its root file system. Where that fails, it is tried again
+// later.
 func (r *Runner) remove(ctx context.Context, id string) error {
 	ctx, cancel := r.call(ctx)
 	defer cancel()
 	err := r.removeContainer(ctx, id)
+	if err == nil {
+		err = worker.EndCgroup(id)
+	}
 	if err == nil {
 		err = ignoreAbsent(r.snapshots.Remove(ctx, id))
 	}

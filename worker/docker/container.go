@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -137,17 +136,9 @@ func scratchOf(id string) worker.ScratchProbe {
 func processes(id string) []int {
 	for _, hierarchy := range []string{"", "pids/", "memory/"} {
 		for _, group := range groups(id) {
-			data, err := os.ReadFile("/sys/fs/cgroup/" + hierarchy + group + "/cgroup.procs")
-			if err != nil {
-				continue
+			if pids := worker.CgroupProcesses("/sys/fs/cgroup/" + hierarchy + group); len(pids) > 0 {
+				return pids
 			}
-			var pids []int
-			for field := range strings.FieldsSeq(string(data)) {
-				if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-					pids = append(pids, pid)
-				}
-			}
-			return pids
 		}
 	}
 	return nil

@@ -76,7 +76,7 @@ type Runner struct {
 	tasks    atomic.Int64 // counted for their containers' names
 
 	mu   sync.Mutex
-	left []string // names of containers that could not be removed
+	left []string // ids of containers that could not be removed
 }
 
 var _ worker.Runner = (*Runner)(nil)
@@ -176,13 +176,16 @@ func (r *Runner) run(ctx context.Context, task worker.Task, image string) (_ wor
 	if err != nil {
 		return worker.Result{}, err
 	}
-	defer func() { err = errors.Join(err, r.remove(steady, name)) }()
+	id := name // until the daemon has given one
+	defer func() { err = errors.Join(err, r.remove(steady, id)) }()
 	call, cancel := context.WithTimeout(steady, callTime)
 	defer cancel()
-	if _, err := r.client.ContainerCreate(call, config, host, nil, nil, name); err != nil {
+	created, err := r.client.ContainerCreate(call, config, host, nil, nil, name)
+	if err != nil {
 		return worker.Result{}, fmt.Errorf("making the container: %w", err)
 	}
-	streams, err := r.client.ContainerAttach(call, name, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
+	id = created.ID
+	streams, err := r.client.ContainerAttach(call, id, container.AttachOptions{Stream: true, Stdout: true, Stderr: true})
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("attaching to the container: %w", err)
 	}
@@ -190,14 +193,14 @@ func (r *Runner) run(ctx context.Context, task worker.Task, image string) (_ wor
 	if err := ctx.Err(); err != nil {
 		return worker.Result{}, err
 	}
-	return r.see(ctx, task, name, streams.Reader)
+	return r.see(ctx, task, id, streams.Reader)
 }
 
 // see starts the container, when it is the task's turn, and waits for its end.
-func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams io.Reader) (worker.Result, error) {
+func (r *Runner) see(ctx context.Context, task worker.Task, id string, streams io.Reader) (worker.Result, error) {
 	steady, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
-	exited, failed := r.client.ContainerWait(steady, name, container.WaitConditionNextExit)
+	exited, failed := r.client.ContainerWait(steady, id, container.WaitConditionNextExit)
 	watch, live := worker.NewWatch(ctx)
 	defer watch.Stop()
 	copied := make(chan error, 1)
@@ -210,7 +213,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 		return watch.Outcome(ctx, worker.Result{}, err)
 	}
 	defer ended()
-	id, probe, err := r.start(steady, name)
+	probe, err := r.start(steady, id)
 	defer func() { probe.Close() }()
 	if err != nil {
 		return worker.Result{}, fmt.Errorf("starting the container: %w", err)
@@ -218,7 +221,7 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	peak := r.peakOf(steady, id)
 	defer peak()
 	defer watch.Deadline(task.Limits.Timeout)()
-	if err := r.await(live, steady, name, exited, failed); err != nil {
+	if err := r.await(live, steady, id, exited, failed); err != nil {
 		return worker.Result{}, err
 	}
 	ended()
@@ -226,27 +229,22 @@ func (r *Runner) see(ctx context.Context, task worker.Task, name string, streams
 	if err := drained(copied); err != nil {
 		return worker.Result{}, err
 	}
-	result, err := r.result(steady, name, live.Err() == nil, task.Limits.Memory > 0 && most >= task.Limits.Memory-batch)
+	result, err := r.result(steady, id, live.Err() == nil, task.Limits.Memory > 0 && most >= task.Limits.Memory-batch)
 	result.DiskFull, result.MemoryPeak = full, most
 	return watch.Outcome(ctx, result, err)
 }
 
 // start starts the container, and meanwhile looks for its scratch file systems.
-// It gives also the container's id.
-func (r *Runner) start(ctx context.Context, name string) (id string, _ worker.ScratchProbe, _ error) {
+func (r *Runner) start(ctx context.Context, id string) (worker.ScratchProbe, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	info, err := r.client.ContainerInspect(ctx, name)
-	if err != nil {
-		return "", nil, err
-	}
-	found := r.lookFor(info.ID)
-	err = r.client.ContainerStart(ctx, name, container.StartOptions{})
-	return info.ID, found(), err
+	found := r.lookFor(id)
+	err := r.client.ContainerStart(ctx, id, container.StartOptions{})
+	return found(), err
 }
 
 // await waits until the container has ended, which it does when live ends.
-func (r *Runner) await(live, steady context.Context, name string, exited <-chan container.WaitResponse, failed <-chan error) error {
+func (r *Runner) await(live, steady context.Context, id string, exited <-chan container.WaitResponse, failed <-chan error) error {
 	done := live.Done()
 	var late <-chan time.Time
 	for {
@@ -260,7 +258,7 @@ func (r *Runner) await(live, steady context.Context, name string, exited <-chan 
 		case <-done:
 			done, late = nil, time.After(callTime)
 			call, cancel := context.WithTimeout(steady, callTime)
-			err := r.client.ContainerKill(call, name, "KILL")
+			err := r.client.ContainerKill(call, id, "KILL")
 			cancel()
 			if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) { // it has ended
 				return fmt.Errorf("ending the container: %w", err)
@@ -284,10 +282,10 @@ func drained(copied <-chan error) error {
 
 // result asks the daemon how the container has ended. That nothing here has ended
 // it is itself, that its memory was used up is full.
-func (r *Runner) result(ctx context.Context, name string, itself, full bool) (worker.Result, error) {
+func (r *Runner) result(ctx context.Context, id string, itself, full bool) (worker.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	info, err := r.client.ContainerInspect(ctx, name)
+	info, err := r.client.ContainerInspect(ctx, id)
 	killed := err == nil && itself && info.State.ExitCode == killedCode
 	if killed && !full {
 		info, err = r.awaitOOM(ctx, info)
@@ -339,17 +337,23 @@ func between(start, end string) time.Duration {
 	return max(b.Sub(a), 1)
 }
 
-// remove removes a container, whatever it is doing. Where that fails, it is
-// tried again later.
-func (r *Runner) remove(ctx context.Context, name string) error {
+// remove removes a container by its id, whatever it is doing, with what the
+// daemon has forgotten of it. Where that fails, it is tried again later.
+func (r *Runner) remove(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	err := r.client.ContainerRemove(ctx, name, container.RemoveOptions{Force: true, RemoveVolumes: true})
-	if err == nil || errdefs.IsNotFound(err) {
+	err := r.client.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	if err == nil && r.looks() {
+		err = worker.EndCgroup(groups(id)...)
+	}
+	if err == nil {
 		return nil
 	}
 	r.mu.Lock()
-	r.left = append(r.left, name)
+	r.left = append(r.left, id)
 	r.mu.Unlock()
 	return fmt.Errorf("removing the container: %w", err)
 }
@@ -357,12 +361,12 @@ func (r *Runner) remove(ctx context.Context, name string) error {
 // removeLeft tries again to remove containers.
 func (r *Runner) removeLeft(ctx context.Context) error {
 	r.mu.Lock()
-	names := r.left
+	ids := r.left
 	r.left = nil
 	r.mu.Unlock()
 	var errs []error
-	for _, n := range names {
-		errs = append(errs, r.remove(ctx, n))
+	for _, id := range ids {
+		errs = append(errs, r.remove(ctx, id))
 	}
 	return errors.Join(errs...)
 }
