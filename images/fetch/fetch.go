@@ -22,8 +22,6 @@ import (
 const (
 	// DefaultMaxSize is the most bytes taken for a file whose size and limit are unknown.
 	DefaultMaxSize = 4 << 30
-	// rounds is how often the list of mirrors is gone through while one of them may recover.
-	rounds = 2
 	// resumes is how often one mirror is asked again after a transfer that broke off with progress.
 	resumes = 5
 
@@ -45,8 +43,9 @@ type Client struct {
 	// the file has been removed meanwhile. nil: nobody removes any.
 	Use func(path string) error
 
-	once   sync.Once
-	client *retryablehttp.Client
+	once    sync.Once
+	client  *retryablehttp.Client
+	failing sync.Map // hosts that failed when they were last asked
 }
 
 // File is a file to download.
@@ -150,7 +149,8 @@ func (c *Client) download(ctx context.Context, f File) (string, error) {
 		return path, nil
 	}
 	c.log().Debug("downloading", "file", f.name(), "bytes", f.Size)
-	if err := c.tryMirrors(ctx, f, part); err != nil {
+	err = c.tryMirrors(ctx, f.name(), f.URLs, func(url string) error { return c.tryMirror(ctx, f, url, part) })
+	if err != nil {
 		return "", err
 	}
 	return c.finish(f, part)
@@ -167,32 +167,6 @@ func (c *Client) finish(f File, part *os.File) (string, error) {
 		return "", &localError{err}
 	}
 	return path, nil
-}
-
-// tryMirrors fills part from the first mirror that delivers; a second round asks those again that
-// may have recovered.
-func (c *Client) tryMirrors(ctx context.Context, f File, part *os.File) error {
-	if len(f.URLs) == 0 {
-		return fmt.Errorf("fetching %s: no mirror is known", f.SHA256)
-	}
-	errs := make([]error, len(f.URLs))
-	for range rounds {
-		for i, url := range f.URLs {
-			if errs[i] != nil && !errors.Is(errs[i], ErrUnavailable) {
-				continue
-			}
-			err := c.tryMirror(ctx, f, url, part)
-			if _, local := errors.AsType[*localError](err); err == nil || local {
-				return err
-			}
-			if ctx.Err() != nil {
-				return fmt.Errorf("fetching %s: %w", f.name(), context.Cause(ctx))
-			}
-			c.log().Debug("mirror failed", "url", url, "err", err)
-			errs[i] = fmt.Errorf("%s: %w", url, err)
-		}
-	}
-	return &MirrorsError{Name: f.name(), Errs: errs}
 }
 
 // tryMirror fills part from one mirror. It goes on where a broken transfer stopped as long as each

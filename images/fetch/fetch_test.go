@@ -7,11 +7,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -434,5 +436,52 @@ func TestRetryAfterIsCapped(t *testing.T) {
 	resp := &http.Response{StatusCode: 503, Header: http.Header{"Retry-After": {"86400"}}}
 	if got := cappedBackoff(time.Second, 2*time.Second, 0, resp); got != 2*time.Second {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestFailingMirrorIsAskedLast has a mirror that fails once: then the other is
+// asked first, until it fails as well.
+func TestFailingMirrorIsAskedLast(t *testing.T) {
+	data := content(1000)
+	var asked []string
+	mirror := func(name string, down *bool) string {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if len(asked) == 0 || asked[len(asked)-1] != name { // each try once
+				asked = append(asked, name)
+			}
+			if *down {
+				w.WriteHeader(http.StatusInternalServerError)
+				return
+			}
+			serveBytes(data)(w, r)
+		}))
+		t.Cleanup(srv.Close)
+		return srv.URL
+	}
+	firstDown, secondDown := true, false
+	first, second := mirror("first", &firstDown), mirror("second", &secondDown)
+	c := newClient(t)
+	var log bytes.Buffer
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	fetch := func(want ...string) {
+		t.Helper()
+		asked = nil
+		path, err := c.Fetch(t.Context(), File{URLs: []string{first + "/x", second + "/x"}, SHA256: hexSum(data), Size: int64(len(data))})
+		if err := errors.Join(err, os.Remove(path)); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(asked, want) {
+			t.Errorf("asked %q, want %q", asked, want)
+		}
+	}
+	fetch("first", "second")
+	fetch("second")
+	firstDown, secondDown = false, true
+	fetch("second", "first")
+	fetch("first")
+	secondDown = false
+	fetch("first")
+	if got := strings.Count(log.String(), "a mirror fails"); got != 2 {
+		t.Errorf("told %d times of a failing mirror, want once for each:\n%s", got, log.String())
 	}
 }

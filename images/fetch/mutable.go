@@ -51,29 +51,15 @@ func (c *Client) Mutable(ctx context.Context, urls []string, name string, limit 
 	if c.Offline {
 		return offlineCopy(old, name, check)
 	}
-	errs := make([]error, len(urls))
-	for range rounds {
-		for i, u := range urls {
-			if errs[i] != nil && !errors.Is(errs[i], ErrUnavailable) {
-				continue
-			}
-			body, err := c.mutableFrom(ctx, u, path, old, limit, check)
-			if err == nil {
-				return body, nil
-			}
-			if local, ok := errors.AsType[*localError](err); ok {
-				return nil, fmt.Errorf("fetching %s: %w", name, local.err)
-			}
-			if ctx.Err() != nil {
-				return nil, fmt.Errorf("fetching %s: %w", name, context.Cause(ctx))
-			}
-			errs[i] = fmt.Errorf("%s: %w", u, err)
-		}
+	var body []byte
+	err = c.tryMirrors(ctx, name, urls, func(u string) (err error) {
+		body, err = c.mutableFrom(ctx, u, path, old, limit, check)
+		return err
+	})
+	if local, ok := errors.AsType[*localError](err); ok {
+		return nil, fmt.Errorf("fetching %s: %w", name, local.err)
 	}
-	if len(errs) == 0 {
-		return nil, fmt.Errorf("fetching %s: no mirror is known", name)
-	}
-	return nil, &MirrorsError{Name: name, Errs: errs}
+	return body, err
 }
 
 func offlineCopy(old *kept, name string, check func([]byte) error) ([]byte, error) {
