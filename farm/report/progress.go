@@ -14,22 +14,20 @@ import (
 )
 
 // Progress prints a line for each cell that ends. On a terminal it also keeps a
-// view of running cells and counts below them. Else it says once that images are
-// being prepared, which takes its time where much has to be downloaded.
+// view of running cells, downloads and counts below them. Else it says once that
+// images are being prepared, which takes its time where much has to be downloaded.
 type Progress struct {
+	screen    *Screen
+	downloads Downloads
+	hide      func()
+
 	mu      sync.Mutex
-	w       io.Writer
-	width   int // of the terminal; 0: there is none
 	total   int
 	done    int
 	cached  int
 	counts  map[farm.Outcome]int
 	running []run
 	said    bool // that images are being prepared
-	drawn   int  // lines of the live view on the screen
-	stop    chan struct{}
-	stopped sync.WaitGroup
-	closing sync.Once
 }
 
 var _ farm.Observer = (*Progress)(nil)
@@ -40,74 +38,62 @@ type run struct {
 	started bool // its image is there
 }
 
-// NewProgress makes a Progress for so many cells. The width is the terminal's, 0
-// where w is none. Close ends it.
-func NewProgress(w io.Writer, total, width int) *Progress {
-	p := &Progress{w: w, width: width, total: total, counts: map[farm.Outcome]int{}, stop: make(chan struct{})}
-	if width > 0 {
-		p.stopped.Go(p.tick)
-	}
+// NewProgress makes a Progress for so many cells. Close ends it.
+func NewProgress(s *Screen, total int, d Downloads) *Progress {
+	p := &Progress{screen: s, downloads: d, total: total, counts: map[farm.Outcome]int{}}
+	p.hide = s.Show(p.view)
 	return p
-}
-
-// tick redraws the live view every second.
-func (p *Progress) tick() {
-	t := time.NewTicker(time.Second)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			p.mu.Lock()
-			p.redraw("")
-			p.mu.Unlock()
-		case <-p.stop:
-			return
-		}
-	}
 }
 
 // Preparing implements farm.Observer.
 func (p *Progress) Preparing(c *farm.Cell) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.running = append(p.running, run{c, time.Now(), false})
-	said := ""
-	if p.width == 0 && !p.said {
-		said, p.said = "preparing images; what the store lacks is downloaded\n", true
-	}
-	p.redraw(said)
+	p.note(func() string {
+		p.running = append(p.running, run{c, time.Now(), false})
+		if p.screen.Live() || p.said {
+			return ""
+		}
+		p.said = true
+		return "preparing images; what the store lacks is downloaded\n"
+	})
 }
 
 // Started implements farm.Observer.
 func (p *Progress) Started(c *farm.Cell) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.forget(c)
-	p.running = append(p.running, run{c, time.Now(), true})
-	p.redraw("")
+	p.note(func() string {
+		p.forget(c)
+		p.running = append(p.running, run{c, time.Now(), true})
+		return ""
+	})
 }
 
 // Retrying implements farm.Observer.
 func (p *Progress) Retrying(c *farm.Cell, wait time.Duration, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.forget(c)
-	p.redraw(fmt.Sprintf("%-14s %s in %s\n    %s\n", "trying again", c.Name(), wait, firstLine(err)))
+	p.note(func() string {
+		p.forget(c)
+		return fmt.Sprintf("%-14s %s in %s\n    %s\n", "trying again", c.Name(), wait, firstLine(err))
+	})
 }
 
 // Finished implements farm.Observer.
 func (p *Progress) Finished(r *farm.Result) {
+	p.note(func() string {
+		p.forget(r.Cell)
+		p.done++
+		p.counts[r.Outcome]++
+		if r.Cached {
+			p.cached++
+			return ""
+		}
+		return line(r)
+	})
+}
+
+// note changes what is shown, and writes what the change says.
+func (p *Progress) note(change func() string) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.forget(r.Cell)
-	p.done++
-	p.counts[r.Outcome]++
-	if r.Cached {
-		p.cached++
-		p.redraw("")
-		return
-	}
-	p.redraw(line(r))
+	text := change()
+	p.mu.Unlock()
+	_, _ = io.WriteString(p.screen, text) // nobody to tell
 }
 
 // forget takes a cell off the running ones.
@@ -115,22 +101,11 @@ func (p *Progress) forget(c *farm.Cell) {
 	p.running = slices.DeleteFunc(p.running, func(r run) bool { return r.cell == c })
 }
 
-// Note prints a line above the live view.
-func (p *Progress) Note(line string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.redraw(line + "\n")
-}
+// Note prints a line.
+func (p *Progress) Note(line string) { p.note(func() string { return line + "\n" }) }
 
-// Close ends the live view and leaves the counts. Once more does nothing.
-func (p *Progress) Close() {
-	p.closing.Do(func() { close(p.stop) })
-	p.stopped.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.running, p.width = nil, 0
-	p.erase()
-}
+// Close ends the view. Once more does nothing.
+func (p *Progress) Close() { p.hide() }
 
 // line tells a result in one line, and a failure's reason in further ones.
 func line(r *farm.Result) string {
@@ -173,40 +148,24 @@ func firstLine(err error) string {
 	return line
 }
 
-// redraw prints text above the live view, which it draws again.
-func (p *Progress) redraw(text string) {
-	p.erase()
-	fmt.Fprint(p.w, text)
-	if p.width == 0 {
-		return
-	}
+// view has a line for each of the first running cells and downloads, and the counts.
+func (p *Progress) view() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	const most = 16
+	var lines []string
 	for i, r := range p.running {
 		if i == most {
-			p.draw("  … and %d more", len(p.running)-i)
+			lines = append(lines, fmt.Sprintf("  … and %d more", len(p.running)-i))
 			break
 		}
 		doing := ""
 		if !r.started {
 			doing = ": preparing its image"
 		}
-		p.draw("  %4.0fs %s%s", time.Since(r.since).Seconds(), r.cell.Name(), doing)
+		lines = append(lines, fmt.Sprintf("  %4.0fs %s%s", time.Since(r.since).Seconds(), r.cell.Name(), doing))
 	}
-	p.draw("%d/%d cells: %d built, %d excluded, %d failed, %d from the store", p.done, p.total,
-		p.counts[farm.Built], p.counts[farm.Excluded], p.counts[farm.Failed]+p.counts[farm.Infrastructure], p.cached)
-}
-
-// draw adds a line to the live view, cut so that it does not wrap.
-func (p *Progress) draw(format string, args ...any) {
-	line := []rune(fmt.Sprintf(format, args...))
-	fmt.Fprintln(p.w, string(line[:min(len(line), p.width-1)]))
-	p.drawn++
-}
-
-// erase removes the live view from the screen.
-func (p *Progress) erase() {
-	if p.drawn > 0 {
-		fmt.Fprintf(p.w, "\x1b[%dA\x1b[J", p.drawn)
-		p.drawn = 0
-	}
+	lines = append(lines, p.downloads.lines()...)
+	return append(lines, fmt.Sprintf("%d/%d cells: %d built, %d excluded, %d failed, %d from the store", p.done, p.total,
+		p.counts[farm.Built], p.counts[farm.Excluded], p.counts[farm.Failed]+p.counts[farm.Infrastructure], p.cached))
 }

@@ -15,15 +15,16 @@ import (
 // what is none.
 func TestProgress(t *testing.T) {
 	c := &farm.Cell{Cell: &matrix.Cell{Module: &matrix.ModuleVersion{Name: "a", Version: "1"}, Kernel: &matrix.Kernel{Release: "k", Arch: "x86_64"}}}
+	files := []Download{{"a.deb", 3 << 20, 5 << 20}, {"b", 512, -1}}
 	steps := []struct {
 		name        string
 		do          func(*Progress)
 		view, piped string
 		takes       time.Duration
 	}{
-		{"preparing", func(p *Progress) { p.Preparing(c) }, "     3s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
+		{"preparing", func(p *Progress) { p.Preparing(c) }, "     3s a/1 on k (x86_64): preparing its image\n  downloading a.deb: 3.0 MiB of 5.0 MiB\n  downloading b: 0.5 KiB\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
 			"preparing images; what the store lacks is downloaded\n", 3},
-		{"trying again", func(p *Progress) { p.Retrying(c, time.Second, errors.New("no net\nways out")) }, "0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
+		{"trying again", func(p *Progress) { files = nil; p.Retrying(c, time.Second, errors.New("no net\nways out")) }, "0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n",
 			"trying again   a/1 on k (x86_64) in 1s\n    no net\n", 0},
 		{"preparing again", func(p *Progress) { p.Preparing(c) }, "     2s a/1 on k (x86_64): preparing its image\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 2},
 		{"started", func(p *Progress) { p.Started(c) }, "     1s a/1 on k (x86_64)\n0/1 cells: 0 built, 0 excluded, 0 failed, 0 from the store\n", "", 1},
@@ -33,7 +34,8 @@ func TestProgress(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		var terminal, pipe strings.Builder
-		live, plain := NewProgress(&terminal, 1, 100), NewProgress(&pipe, 1, 0)
+		downloads := func() []Download { return files }
+		live, plain := NewProgress(NewScreen(&terminal, 100), 1, downloads), NewProgress(NewScreen(&pipe, 0), 1, downloads)
 		for _, s := range steps {
 			pipe.Reset()
 			s.do(live)
@@ -48,7 +50,34 @@ func TestProgress(t *testing.T) {
 				t.Errorf("%s: got %q and %q, want %q and %q", s.name, view, pipe.String(), s.view, s.piped)
 			}
 		}
-		live.Close()
+		if live.Close(); !strings.HasSuffix(terminal.String(), "\x1b[1A\x1b[J") {
+			t.Errorf("the view stays: %q", terminal.String())
+		}
 		plain.Close()
+	})
+}
+
+// TestWait shows what is waited for, and what is written meanwhile above it.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		s := NewScreen(&out, 30)
+		done := Wait(s, "reading", func() []Download { return make([]Download, 6) })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		view := "   1s reading\n" + strings.Repeat("  downloading : 0.0 KiB of 0.\n", 4) + "  … and 2 more downloads\n"
+		if out.String() != view {
+			t.Errorf("got %q, want %q", out.String(), view)
+		}
+		out.Reset()
+		if _, err := s.Write([]byte("a line\n")); err != nil || out.String() != "\x1b[6A\x1b[Ja line\n"+view {
+			t.Errorf("got %q, %v", out.String(), err)
+		}
+		out.Reset()
+		done()
+		done()
+		if out.String() != "\x1b[6A\x1b[J" {
+			t.Errorf("got %q", out.String())
+		}
 	})
 }

@@ -46,6 +46,9 @@ type Client struct {
 	once    sync.Once
 	client  *retryablehttp.Client
 	failing sync.Map // hosts that failed when they were last asked
+
+	mu      sync.Mutex
+	running []*transfer // oldest first
 }
 
 // File is a file to download.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -483,5 +484,46 @@ func TestFailingMirrorIsAskedLast(t *testing.T) {
 	fetch("first")
 	if got := strings.Count(log.String(), "a mirror fails"); got != 2 {
 		t.Errorf("told %d times of a failing mirror, want once for each:\n%s", got, log.String())
+	}
+}
+
+// TestDownloads looks at a download half-way.
+func TestDownloads(t *testing.T) {
+	data := content(100 << 10)
+	half, seen := make(chan struct{}), make(chan struct{})
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+		_, _ = w.Write(data[:40<<10])
+		_ = http.NewResponseController(w).Flush()
+		close(half)
+		<-seen
+		_, _ = w.Write(data[40<<10:])
+	})
+	c := newClient(t)
+	c.Stall = time.Minute
+	fetched := make(chan error, 1)
+	go func() {
+		_, err := c.Fetch(t.Context(), File{URLs: []string{url}, SHA256: hexSum(data), Size: int64(len(data))})
+		fetched <- err
+	}()
+	<-half
+	want := []Download{{Name: "thing.deb", Bytes: 40 << 10, Size: 100 << 10}}
+	for until := time.Now().Add(time.Minute); !slices.Equal(c.Downloads(), want); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("got %v, want %v", c.Downloads(), want)
+		}
+	}
+	close(seen)
+	if err := <-fetched; err != nil || len(c.Downloads()) > 0 {
+		t.Errorf("got %v, and then %v", err, c.Downloads())
+	}
+	for path, want := range map[string]string{
+		"/debian/pool/main/a/a_1_all.deb":                              "a_1_all.deb",
+		"/debian/dists/bookworm/main/binary-amd64/by-hash/SHA256/0a1b": "bookworm/main/binary-amd64",
+		"/debian/dists/bookworm-updates/InRelease":                     "bookworm-updates/InRelease",
+	} {
+		if got := label(path); got != want {
+			t.Errorf("label(%q) = %q, want %q", path, got, want)
+		}
 	}
 }

@@ -7,6 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-cleanhttp"
@@ -68,6 +72,8 @@ type transfer struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 	stall  time.Duration
+	client *Client
+	bytes  atomic.Int64 // that have come
 }
 
 // get sends one GET. The caller closes the transfer.
@@ -89,8 +95,11 @@ func (c *Client) get(ctx context.Context, url string, header http.Header) (*tran
 		}
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	t := &transfer{Response: resp, ctx: ctx, cancel: cancel, stall: c.stall()}
+	t := &transfer{Response: resp, ctx: ctx, cancel: cancel, stall: c.stall(), client: c}
 	t.timer = time.AfterFunc(t.stall, func() { cancel(errStalled) })
+	c.mu.Lock()
+	c.running = append(c.running, t)
+	c.mu.Unlock()
 	return t, nil
 }
 
@@ -98,6 +107,7 @@ func (c *Client) get(ctx context.Context, url string, header http.Header) (*tran
 func (t *transfer) Read(p []byte) (int, error) {
 	n, err := t.Body.Read(p)
 	t.timer.Reset(t.stall)
+	t.bytes.Add(int64(n))
 	if err == nil || err == io.EOF {
 		return n, err
 	}
@@ -109,9 +119,40 @@ func (t *transfer) Read(p []byte) (int, error) {
 
 // Close ends the transfer.
 func (t *transfer) Close() error {
+	t.client.mu.Lock()
+	t.client.running = slices.DeleteFunc(t.client.running, func(other *transfer) bool { return other == t })
+	t.client.mu.Unlock()
 	t.timer.Stop()
 	t.cancel(nil)
 	return t.Body.Close()
+}
+
+// Download is one answer that is being read.
+type Download struct {
+	Name  string // the file's, or what of an archive an index is of
+	Bytes int64  // that have come
+	Size  int64  // bytes of the answer; -1 where unknown
+}
+
+// Downloads tells what is being downloaded at the moment, the oldest first.
+func (c *Client) Downloads() []Download {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []Download
+	for _, t := range c.running {
+		list = append(list, Download{Name: label(t.Request.URL.Path), Bytes: t.bytes.Load(), Size: t.ContentLength})
+	}
+	return list
+}
+
+// label is what people call a file: the last element of its path, and what
+// belongs to a suite by its place there, without the digest that is its name.
+func label(p string) string {
+	if _, below, ok := strings.Cut(p, "/dists/"); ok {
+		below, _, _ = strings.Cut(below, "/by-hash/")
+		return below
+	}
+	return path.Base(p)
 }
 
 // statusError turns an answer that carries no content into an error.

@@ -110,7 +110,7 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 	if err != nil {
 		return err
 	}
-	progress := report.NewProgress(a.progressWriter(), len(cells), a.terminalWidth())
+	progress := report.NewProgress(a.screen(), len(cells), s.downloads)
 	defer progress.Close()
 	rt.store, rt.parallel = s.store.Dir(), cmp.Or(f.parallel, s.farm.Build.Parallel)
 	rt.say = func(line string) { progress.Note("kofarm: " + line) }
@@ -134,7 +134,10 @@ func (a *app) build(ctx context.Context, file string, f buildFlags) (err error) 
 		return err
 	}
 	if tests != nil {
-		if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
+		done := a.wait(s, "booting kernels")
+		err := tests.Run(ctx, results, a.sayVerdict())
+		done()
+		if err != nil {
 			return classify(err)
 		}
 	}

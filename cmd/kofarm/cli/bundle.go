@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kofarm/kofarm/farm"
+	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/images"
 )
 
@@ -55,10 +56,12 @@ func (a *app) bundle(ctx context.Context, file, output string, results bool) (er
 	b := &farm.Bundler{Store: s.store, Fetch: p.Fetch, Dir: s.dir, Own: p.Own}
 	in := farm.BundleInput{Farm: s.farm, Name: filepath.Base(file), Text: text, Lock: p.Lock, Plan: s.plan, Results: results}
 	var summary *farm.BundleSummary
+	done := a.wait(s, "writing "+output)
 	err = replaceFile(output, func(w io.Writer) error {
 		summary, err = b.Write(ctx, w, in)
 		return err
 	})
+	done()
 	if err != nil {
 		return infrastructure(err)
 	}
@@ -66,7 +69,7 @@ func (a *app) bundle(ctx context.Context, file, output string, results bool) (er
 		return a.encode(summary)
 	}
 	if !a.quiet {
-		fmt.Fprintf(a.stdout, "%s: %d packages, %d sources, %s\n", output, summary.Packages, summary.Sources, bytesText(summary.Bytes))
+		fmt.Fprintf(a.stdout, "%s: %d packages, %d sources, %s\n", output, summary.Packages, summary.Sources, report.Bytes(summary.Bytes))
 		if results {
 			fmt.Fprintf(a.stdout, "%d results; %d cells have none in the store\n", summary.Results, summary.Missing)
 		}
@@ -138,7 +141,7 @@ func (a *app) printBundle(name string, r *farm.BundleReport) {
 	if !r.OK() {
 		verdict = "not to be used"
 	}
-	fmt.Fprintf(a.stdout, "%s: %s: %d blobs are right, %s\n", name, verdict, r.Blobs, bytesText(r.Bytes))
+	fmt.Fprintf(a.stdout, "%s: %s: %d blobs are right, %s\n", name, verdict, r.Blobs, report.Bytes(r.Bytes))
 }
 
 // openBundle makes a session of a bundle. The farm file's output folder and

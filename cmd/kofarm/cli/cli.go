@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/images/fetch"
 )
 
@@ -135,6 +136,7 @@ mistake in the farm file; 3 the network, the disk or the runtime; 130 interrupte
 			if a.quiet {
 				level = slog.LevelError
 			}
+			a.stderr = report.NewScreen(a.stderr, a.terminalWidth())
 			a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 			a.rerun = rerun(cmd, args)
 		},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/images/store"
 	"github.com/kofarm/kofarm/matrix"
 	"github.com/kofarm/kofarm/worker/embedded"
@@ -123,22 +124,11 @@ func (a *app) printFreed(p store.Policy, r *store.Report) {
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Freed)) {
 		t := r.Freed[kind]
-		fmt.Fprintf(a.stdout, "%6d %-18s %s\n", t.Count, kind, bytesText(t.Bytes))
+		fmt.Fprintf(a.stdout, "%6d %-18s %s\n", t.Count, kind, report.Bytes(t.Bytes))
 	}
-	fmt.Fprintf(a.stdout, "%s %s, kept %s\n", freed, bytesText(r.Total.Bytes), bytesText(r.Kept))
+	fmt.Fprintf(a.stdout, "%s %s, kept %s\n", freed, report.Bytes(r.Total.Bytes), report.Bytes(r.Kept))
 	if p.MaxSize > 0 && r.Kept > p.MaxSize {
 		fmt.Fprintf(a.stderr, "kofarm: the rest is still more than %s: it was used since the oldest of %d running kofarm processes began, or within the last seconds\n",
-			bytesText(p.MaxSize), r.Users)
+			report.Bytes(p.MaxSize), r.Users)
 	}
-}
-
-// bytesText writes a number of bytes for people.
-func bytesText(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/boot"
+	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/images/registry"
 	"github.com/kofarm/kofarm/matrix"
 )
@@ -169,7 +170,7 @@ func (h host) memory() check {
 			kib, _ = strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
 		}
 	}
-	c.Detail = bytesText(kib<<10) + " are available"
+	c.Detail = report.Bytes(kib<<10) + " are available"
 	if kib<<10 < lowMemory {
 		c.Status, c.Remedy = warning, "build less at a time: build.parallel, and see limits.memory"
 	}
@@ -189,7 +190,7 @@ func diskSpace(dir string) (detail string, s status, remedy string) {
 		return fmt.Sprintf("%s: %v", dir, err), warning, ""
 	}
 	free := int64(st.Bavail) * st.Bsize
-	detail = fmt.Sprintf("%s has %s free", dir, bytesText(free))
+	detail = fmt.Sprintf("%s has %s free", dir, report.Bytes(free))
 	const gc = "free some (`kofarm gc --max-size 10GiB`), or choose another folder with --store"
 	switch {
 	case free < tooLittleDisk:

@@ -57,7 +57,9 @@ func (a *app) lock(ctx context.Context, file string, update bool, what []string)
 	if p.Lock, err = keep(old, update, what); err != nil {
 		return err
 	}
+	done := a.wait(s, planning)
 	pinned, err := p.Pin(ctx, s.farm)
+	done()
 	if err != nil {
 		return classify(err)
 	}

@@ -459,7 +459,7 @@ func (a *app) rebuildCells(ctx context.Context, file string, e errand) (err erro
 	if err != nil {
 		return err
 	}
-	progress := report.NewProgress(a.progressWriter(), len(cells), a.terminalWidth())
+	progress := report.NewProgress(a.screen(), len(cells), s.downloads)
 	defer progress.Close()
 	rt.store, rt.parallel = e.Run, cmp.Or(e.Parallel, s.farm.Build.Parallel)
 	rt.say = func(line string) { progress.Note("kofarm: " + line) }

@@ -195,9 +195,10 @@ func (a *app) terminalWidth() int {
 	return width
 }
 
-func (a *app) progressWriter() io.Writer {
-	if a.quiet {
-		return io.Discard
+// screen is where progress is shown: the standard error, or nowhere.
+func (a *app) screen() *report.Screen {
+	if s, ok := a.stderr.(*report.Screen); ok && !a.quiet {
+		return s
 	}
-	return a.stderr
+	return report.NewScreen(io.Discard, 0)
 }

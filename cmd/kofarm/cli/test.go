@@ -107,7 +107,10 @@ func (a *app) test(ctx context.Context, file string, f testFlags) error {
 		return err
 	}
 	results := farm.Stored(s.store, cells)
-	if err := tests.Run(ctx, results, a.sayVerdict()); err != nil {
+	done := a.wait(s, "booting kernels")
+	err = tests.Run(ctx, results, a.sayVerdict())
+	done()
+	if err != nil {
 		return classify(err)
 	}
 	code := testStatus(results)

@@ -18,6 +18,7 @@ import (
 	"github.com/kofarm/kofarm/farm"
 	"github.com/kofarm/kofarm/farm/attest"
 	"github.com/kofarm/kofarm/farm/modsign"
+	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/farm/sign"
 	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/images/apt"
@@ -35,6 +36,8 @@ type session struct {
 	farm   *matrix.Farm
 	plan   *farm.Plan
 	dir    string // of the farm file
+
+	downloads report.Downloads
 
 	bundle   *farm.Bundle // that the farm comes from, or nil
 	unpacked string       // its sources
@@ -105,12 +108,33 @@ func (a *app) wire(s *store.Store, f *matrix.Farm, dir string) (*session, *farm.
 		Own: append([]string{f.File, lock.FileName(f.File), below(dir, f.Output.Directory), s.Dir()}, a.own...),
 	}
 	assembler := &images.Assembler{Store: s, Fetcher: farm.Packages{Client: client}}
-	return &session{store: s, images: assembler, farm: f, dir: dir}, p
+	return &session{store: s, images: assembler, farm: f, dir: dir, downloads: downloadsOf(client)}, p
 }
+
+// downloadsOf gives what a client is downloading to those who show it.
+func downloadsOf(c *fetch.Client) report.Downloads {
+	return func() []report.Download {
+		var list []report.Download
+		for _, d := range c.Downloads() {
+			list = append(list, report.Download(d))
+		}
+		return list
+	}
+}
+
+// wait shows what is waited for until done is called.
+func (a *app) wait(s *session, what string) (done func()) {
+	return report.Wait(a.screen(), what, s.downloads)
+}
+
+// planning is what is waited for when a plan or a lock is made.
+const planning = "reading indexes and sources"
 
 // prepare makes the session's plan, and says what the lock does not cover.
 func (a *app) prepare(ctx context.Context, s *session, p *farm.Preparer) error {
+	done := a.wait(s, planning)
 	plan, err := p.Prepare(ctx, s.farm)
+	done()
 	if err != nil {
 		return classify(err)
 	}
