@@ -180,6 +180,7 @@ func TestHostileRecord(t *testing.T) {
 		{"a hidden name", func(r *Record) { r.Modules[0].Name = ".x.ko" }, ""},
 		{"a blob that is not there", func(r *Record) { r.Modules[0].SHA256 = strings.Repeat("0", 64) }, ""},
 		{"no digest", func(r *Record) { r.Log.SHA256 = "../../lock" }, ""},
+		{"what a terminal acts on", func(r *Record) { r.Message = "\x1b]52;c;cm0gLXJm\x07" }, ""},
 		{"another cell's", func(*Record) {}, strings.Repeat("0", 64)},
 	}
 	for _, tt := range tests {

@@ -144,12 +144,11 @@ func (r records) load(key string) (*Record, error) {
 	if m.Annotations[keyAnnotation] != key {
 		return nil, fmt.Errorf("result %s is another cell's: %w", key, store.ErrNotFound)
 	}
-	data, err = r.s.Get(m.Config.Digest, maxManifest)
-	if err != nil {
+	var rec Record
+	if err := r.s.GetJSON(m.Config.Digest, maxManifest, &rec); err != nil {
 		return nil, fmt.Errorf("%w (%w)", store.ErrNotFound, err)
 	}
-	var rec Record
-	if err := json.Unmarshal(data, &rec); err != nil || rec.Version != recordVersion {
+	if rec.Version != recordVersion {
 		return nil, fmt.Errorf("result %s is of another form: %w", key, store.ErrNotFound)
 	}
 	if err := r.complete(&rec); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/kofarm/kofarm/farm/pack/deb"
 	"github.com/kofarm/kofarm/farm/pack/dkms"
 	"github.com/kofarm/kofarm/farm/pack/rpm"
+	"github.com/kofarm/kofarm/images"
 	"github.com/kofarm/kofarm/matrix/kernel"
 	"github.com/kofarm/kofarm/worker"
 )
@@ -75,6 +76,9 @@ func installedFile(h *tar.Header, r io.Reader, err error) (dkms.File, error) {
 	name := strings.TrimSuffix(h.Name, "/")
 	if !fs.ValidPath(name) || strings.ContainsAny(name, "\n\x00\\") {
 		return dkms.File{}, fmt.Errorf("the result installs %q: not a plain path", name)
+	}
+	if images.Sparse(h) {
+		return dkms.File{}, fmt.Errorf("the result installs %q: it is sparse", name)
 	}
 	data, err := io.ReadAll(r)
 	if err != nil {

@@ -93,12 +93,23 @@ func (l *layerWriter) unpack(dir string, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		if name := strings.TrimSuffix(h.Name, "/"); !fs.ValidPath(name) || h.Typeflag == tar.TypeLink {
-			return fmt.Errorf("%q is no plain path, or a hard link", h.Name)
+		if name := strings.TrimSuffix(h.Name, "/"); !fs.ValidPath(name) || h.Typeflag == tar.TypeLink || Sparse(h) {
+			return fmt.Errorf("%q is no plain path, a hard link, or sparse", h.Name)
 		}
 		h.Name = path.Join(dir, h.Name)
 		if err := l.add(h, t); err != nil {
 			return err
 		}
 	}
+}
+
+// Sparse tells whether a file in a tar has more bytes than the tar has for it:
+// nothing that kofarm writes, and of any size in a few bytes.
+func Sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }

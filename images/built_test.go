@@ -3,6 +3,7 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -59,4 +60,23 @@ func TestBuiltLayer(t *testing.T) {
 			t.Errorf("%q: %v", h.Name, list(t, l))
 		}
 	}
+	b.Tree = sparseTree(t)
+	if l, err := b.layer(s); err == nil || !strings.Contains(err.Error(), "sparse") {
+		t.Errorf("a sparse file: %v, %v", l, err)
+	}
+}
+
+// sparseTree is a tar of a file of a gigabyte that is all hole (GNU tar's format
+// 0.1 of sparse files), which archive/tar does not write.
+func sparseTree(t *testing.T) *BuiltFile {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	h := &tar.Header{Name: "x", Typeflag: tar.TypeReg, Format: tar.FormatPAX, PAXRecords: map[string]string{
+		"GNU_sparse.size": "1073741824", "GNU_sparse.numblocks": "1", "GNU_sparse.map": "1073741824,0"}}
+	if err := errors.Join(w.WriteHeader(h), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f := builtFile("tree.tar", strings.ReplaceAll(b.String(), "GNU_sparse", "GNU.sparse"))
+	return &f
 }

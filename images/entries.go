@@ -51,50 +51,54 @@ type debEntries struct {
 
 func (d debEntries) Close() error { return errors.Join(d.Entries.Close(), d.f.Close()) }
 
-func withDeb[T any](file string, use func(*deb.Package, *os.File) (T, error)) (T, error) {
-	var zero T
+func openDebFile(file string) (*deb.Package, *os.File, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return zero, err
+		return nil, nil, err
 	}
 	fi, err := f.Stat()
 	if err != nil {
-		return zero, errors.Join(err, f.Close())
+		return nil, nil, errors.Join(err, f.Close())
 	}
 	pkg, err := deb.Open(f, fi.Size())
 	if err != nil {
-		return zero, errors.Join(err, f.Close())
+		return nil, nil, errors.Join(err, f.Close())
 	}
-	v, err := use(pkg, f)
-	if err != nil {
-		return zero, errors.Join(err, f.Close())
-	}
-	return v, nil
+	return pkg, f, nil
 }
 
 func openDeb(file string) (entries, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) (entries, error) {
-		e, err := p.Data()
-		return debEntries{e, f}, err
-	})
+	p, f, err := openDebFile(file)
+	if err != nil {
+		return nil, err
+	}
+	e, err := p.Data()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return debEntries{e, f}, nil
 }
 
 // debPostinst gives a package's postinst script, nil where it has none.
 func debPostinst(file string) ([]byte, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) ([]byte, error) {
-		script, err := p.ControlFile("postinst")
-		if errors.Is(err, deb.ErrNoFile) {
-			err = nil
-		}
-		return script, errors.Join(err, f.Close())
-	})
+	p, f, err := openDebFile(file)
+	if err != nil {
+		return nil, err
+	}
+	script, err := p.ControlFile("postinst")
+	if errors.Is(err, deb.ErrNoFile) {
+		err = nil
+	}
+	return script, errors.Join(err, f.Close())
 }
 
 func debDepends(file string) (string, error) {
-	return withDeb(file, func(p *deb.Package, f *os.File) (string, error) {
-		c, err := p.Control()
-		return c["Depends"], errors.Join(err, f.Close())
-	})
+	p, f, err := openDebFile(file)
+	if err != nil {
+		return "", err
+	}
+	c, err := p.Control()
+	return c["Depends"], errors.Join(err, f.Close())
 }
 
 // tarEntries iterates over a tarball of a source.

@@ -58,11 +58,8 @@ func (t *Tester) Stored(k Kernel, u *Unit) *Report {
 	if err != nil || m.Annotations[keyAnnotation] != key {
 		return nil
 	}
-	if data, err = t.Store.Get(m.Config.Digest, maxVerdict); err != nil {
-		return nil
-	}
 	var r Report
-	if json.Unmarshal(data, &r) != nil || !slices.Contains(Verdicts(), r.Verdict) || len(r.Modules) != len(u.Modules) {
+	if t.Store.GetJSON(m.Config.Digest, maxVerdict, &r) != nil || !slices.Contains(Verdicts(), r.Verdict) || len(r.Modules) != len(u.Modules) {
 		return nil
 	}
 	if t.Alone && len(r.Beside) > 0 {

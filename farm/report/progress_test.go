@@ -2,6 +2,7 @@ package report
 
 import (
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -72,6 +73,15 @@ func TestWait(t *testing.T) {
 		out.Reset()
 		if _, err := s.Write([]byte("a line\n")); err != nil || out.String() != "\x1b[6A\x1b[Ja line\n"+view {
 			t.Errorf("got %q, %v", out.String(), err)
+		}
+		out.Reset()
+		const hostile = "a\x1b[2Jb\tc\r\n\u009bd\xff\n"
+		const shown = "a\uFFFD[2Jb\tc \n\uFFFDd\uFFFD\n"
+		if n, err := s.Write([]byte(hostile)); n != len(hostile) || err != nil || out.String() != "\x1b[6A\x1b[J"+shown+view {
+			t.Errorf("got %q, %d, %v", out.String(), n, err)
+		}
+		if got, err := io.ReadAll(Visible(strings.NewReader(hostile))); err != nil || string(got) != shown {
+			t.Errorf("got %q, %v", got, err)
 		}
 		out.Reset()
 		done()

@@ -3,13 +3,19 @@ package report
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+
+	"golang.org/x/text/runes"
+	"golang.org/x/text/transform"
 )
 
 // Screen is where people read how a run is doing: the standard error. What is
-// written to it stays. On a terminal there can be a view of what is going on
-// below that. It is safe for concurrent use.
+// written to it stays, on a terminal without what the terminal would act on, and
+// there can be a view of what is going on below that. It is safe for concurrent
+// use.
 type Screen struct {
 	mu    sync.Mutex
 	w     io.Writer
@@ -30,10 +36,31 @@ func (s *Screen) Write(p []byte) (int, error) {
 	defer s.mu.Unlock()
 	s.erase()
 	defer s.draw()
-	if len(p) == 0 {
+	switch {
+	case len(p) == 0:
 		return 0, nil
+	case !s.Live():
+		return s.w.Write(p)
 	}
-	return s.w.Write(p)
+	if _, err := io.WriteString(s.w, strings.Map(visible, strings.ToValidUTF8(string(p), "\uFFFD"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Visible reads a text for a terminal: without what that would act on, such as a
+// build's own escape sequences.
+func Visible(r io.Reader) io.Reader { return transform.NewReader(r, runes.Map(visible)) }
+
+// visible replaces control characters, but for ends of lines and tabs.
+func visible(r rune) rune {
+	switch {
+	case !unicode.IsControl(r), r == '\n', r == '\t':
+		return r
+	case r == '\r':
+		return ' '
+	}
+	return '\uFFFD'
 }
 
 // Show shows a view, drawn anew every second and with what is written. It may be

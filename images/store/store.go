@@ -16,6 +16,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -27,7 +28,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
+	"unicode"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -348,6 +351,36 @@ func (s *Store) Get(h v1.Hash, limit int64) ([]byte, error) {
 		err = fmt.Errorf("blob %s has more than %d bytes", h, limit)
 	}
 	return data, err
+}
+
+// ErrControl marks a document with control characters in a text.
+var ErrControl = errors.New("control characters in a text")
+
+// GetJSON reads a JSON document of at most limit bytes into v. It may be anyone's,
+// and its texts are shown on terminals: one that has control characters, but for
+// tabs, is an ErrControl.
+func (s *Store) GetJSON(h v1.Hash, limit int64, v any) error {
+	data, err := s.Get(h, limit)
+	if err != nil {
+		return err
+	}
+	for d := json.NewDecoder(bytes.NewReader(data)); ; {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("blob %s: %w", h, err)
+		}
+		text, _ := token.(string)
+		if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
+			return fmt.Errorf("blob %s: %w: %.80q", h, ErrControl, text)
+		}
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("blob %s: %w", h, err)
+	}
+	return nil
 }
 
 // maxRef bounds a ref's file in bytes.

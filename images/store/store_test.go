@@ -107,6 +107,32 @@ func TestDamagedBlob(t *testing.T) {
 	}
 }
 
+func TestGetJSON(t *testing.T) {
+	s := open(t)
+	for data, want := range map[string]error{
+		`{"a":"plain\tß … <&>","b":["x"]}`: nil,
+		`{"a":"\u001b[2J"}`:                ErrControl,
+		`{"b":["x","two\nlines"]}`:         ErrControl,
+		`{"\u009b":1}`:                     ErrControl,
+	} {
+		var v struct {
+			A string
+			B []string
+		}
+		d := put(t, s, data)
+		if err := s.GetJSON(d.Digest, 100, &v); !errors.Is(err, want) || err == nil && (v.A == "" || len(v.B) != 1) {
+			t.Errorf("%s: got %v and %v, want %v", data, v, err, want)
+		}
+	}
+	for _, data := range []string{"", "{", `{"A":1}`, "{} {}", strings.Repeat(" ", 101)} {
+		var v struct{ A string }
+		d := put(t, s, data)
+		if err := s.GetJSON(d.Digest, 100, &v); err == nil {
+			t.Errorf("%q: got %v", data, v)
+		}
+	}
+}
+
 func TestWrite(t *testing.T) {
 	s := open(t)
 	want := put(t, s, "hello")

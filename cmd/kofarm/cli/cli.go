@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/kofarm/kofarm/farm/report"
 	"github.com/kofarm/kofarm/images/fetch"
@@ -53,6 +54,7 @@ func infrastructure(err error) error {
 // app is what the commands share: flags and streams.
 type app struct {
 	stdout, stderr io.Writer
+	terminal       bool // the standard output is one
 	log            *slog.Logger
 
 	store   string
@@ -71,6 +73,9 @@ type app struct {
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	out := &output{w: stdout}
 	a := &app{stdout: out, stderr: stderr}
+	if f, ok := stdout.(*os.File); ok {
+		a.terminal = term.IsTerminal(int(f.Fd()))
+	}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)

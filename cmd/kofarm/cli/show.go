@@ -136,7 +136,11 @@ func (a *app) printLog(ctx context.Context, module, release, file string) error 
 		if err != nil {
 			return infrastructure(err)
 		}
-		_, err = io.Copy(a.stdout, log)
+		var text io.Reader = log
+		if a.terminal {
+			text = report.Visible(log)
+		}
+		_, err = io.Copy(a.stdout, text)
 		if err := errors.Join(err, log.Close()); err != nil {
 			return infrastructure(err)
 		}
