@@ -131,8 +131,8 @@ func build(t testing.TB, common, runtime string, uid uint32) outcome {
 		binary = filepath.Join(dir, "kofarm")
 		for _, args := range [][]string{
 			{"rm", "-r", store}, {"mkdir", store, filepath.Join(store, "refs")},
-			{"cp", "-r", filepath.Join(common, "blobs"), filepath.Join(common, "cache"), store},
-			{"cp", "-r", filepath.Join(common, "refs/layer"), filepath.Join(store, "refs")},
+			{"cp", "-r", filepath.Join(common, "refs/layer"), filepath.Join(store, "refs")}, // before the blobs that they name
+			{"cp", "-r", filepath.Join(common, "cache"), filepath.Join(common, "blobs"), store},
 			{"cp", rig.Binary(t), binary}, {"chown", "-R", fmt.Sprint(uid), dir},
 		} {
 			if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {

@@ -288,7 +288,7 @@ func (d *daemon) left(t *testing.T) []string {
 func (d *daemon) clean(t *testing.T) {
 	t.Helper()
 	var left []string
-	for until := time.Now().Add(20 * time.Second); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
+	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
 		if left = d.left(t); len(left) == 0 {
 			return
 		}
