@@ -102,3 +102,15 @@ func TestLocal(t *testing.T) {
 		}
 	}
 }
+
+func TestGroups(t *testing.T) {
+	id := strings.Repeat("0a", 32)
+	if got := groups(id); len(got) != 2 || got[0] != "docker/"+id {
+		t.Errorf("got %q", got)
+	}
+	for _, id := range []string{"", "kofarm-x-1", "../..", id[1:], id + "0", id[:60] + "/../", strings.ToUpper(id), id + "\n"} {
+		if got := groups(id); got != nil {
+			t.Errorf("%q: got %q", id, got)
+		}
+	}
+}

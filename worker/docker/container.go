@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -144,7 +145,14 @@ func processes(id string) []int {
 	return nil
 }
 
+// containerID is a container's whole id. Whoever listens on a port of this machine
+// may say what it likes.
+var containerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 // groups gives where a container's cgroup is in a hierarchy, with either driver.
 func groups(id string) []string {
+	if !containerID.MatchString(id) {
+		return nil
+	}
 	return []string{"docker/" + id, "system.slice/docker-" + id + ".scope"}
 }
