@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"testing"
@@ -26,6 +27,10 @@ func TestSoakKill(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("KOFARM_SOAK_SEED=%d", seed)
+	// Below nohup a hangup is ignored, by the runs as well: not below who catches it.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	random := rand.New(rand.NewPCG(seed, 0))
 	store, want := reference(t)
 	adopt(t)
