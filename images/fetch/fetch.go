@@ -45,7 +45,7 @@ type Client struct {
 
 	once    sync.Once
 	client  *retryablehttp.Client
-	failing sync.Map // hosts that failed when they were last asked
+	failing sync.Map // when a host has failed that has not delivered since
 
 	mu      sync.Mutex
 	running []*transfer // oldest first

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -485,6 +486,24 @@ func TestFailingMirrorIsAskedLast(t *testing.T) {
 	if got := strings.Count(log.String(), "a mirror fails"); got != 2 {
 		t.Errorf("told %d times of a failing mirror, want once for each:\n%s", got, log.String())
 	}
+}
+
+// TestFailingMirrorRests: what comes after the mirrors may be fallbacks, which are
+// not to be asked first for ever.
+func TestFailingMirrorRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c Client
+		urls := []string{"http://near/x", "http://far/x"}
+		c.heard(urls[0], ErrUnavailable, true)
+		time.Sleep(rest - time.Second)
+		if got := c.ordered(urls); got[0] != urls[1] {
+			t.Errorf("soon after: got %q", got)
+		}
+		time.Sleep(time.Second)
+		if got := c.ordered(urls); !slices.Equal(got, urls) {
+			t.Errorf("later: got %q", got)
+		}
+	})
 }
 
 // TestDownloads looks at a download half-way.

@@ -5,10 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"time"
 )
 
-// rounds is how often the list of mirrors is gone through while one of them may recover.
-const rounds = 2
+const (
+	// rounds is how often the list of mirrors is gone through while one of them may recover.
+	rounds = 2
+	// rest is how long a host that has failed is asked after all others: not for ever, as
+	// these may be fallbacks, and what has failed once may be the nearest.
+	rest = 5 * time.Minute
+)
 
 // tryMirrors tries URLs of a file until one delivers; a second round asks those again that
 // may have recovered. Its errors are a *MirrorsError, the context's, or a *localError.
@@ -41,13 +47,13 @@ func (c *Client) tryMirrors(ctx context.Context, name string, urls []string, try
 	return &MirrorsError{Name: name, Errs: errs}
 }
 
-// ordered gives the URLs in the order to try them: a host that failed when it
-// was last asked comes after all others, so that a dead mirror costs its timeout
-// once and not for each file.
+// ordered gives the URLs in the order to try them: a host that has failed comes
+// after all others for a while, so that a dead mirror does not cost its timeout for
+// each file.
 func (c *Client) ordered(urls []string) []string {
 	var well, failing []string
 	for _, u := range urls {
-		if _, failed := c.failing.Load(host(u)); failed {
+		if at, failed := c.failing.Load(host(u)); failed && time.Since(at.(time.Time)) < rest {
 			failing = append(failing, u)
 		} else {
 			well = append(well, u)
@@ -64,8 +70,8 @@ func (c *Client) heard(u string, err error, others bool) {
 		c.failing.Delete(host(u))
 	case !errors.Is(err, ErrUnavailable):
 	default:
-		if _, known := c.failing.LoadOrStore(host(u), true); !known && others {
-			c.log().Warn("a mirror fails; the others are asked before it from now on", "mirror", host(u), "err", err)
+		if _, known := c.failing.Swap(host(u), time.Now()); !known && others {
+			c.log().Warn("a mirror fails; for a while the others are asked before it", "mirror", host(u), "err", err)
 		}
 	}
 }

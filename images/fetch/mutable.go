@@ -59,7 +59,10 @@ func (c *Client) Mutable(ctx context.Context, urls []string, name string, limit 
 	if local, ok := errors.AsType[*localError](err); ok {
 		return nil, fmt.Errorf("fetching %s: %w", name, local.err)
 	}
-	return body, err
+	if err != nil {
+		return nil, err
+	}
+	return body, nil
 }
 
 func offlineCopy(old *kept, name string, check func([]byte) error) ([]byte, error) {
