@@ -3,6 +3,7 @@ package report
 import (
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -63,10 +64,10 @@ func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
 		s := NewScreen(&out, 30)
-		done := Wait(s, "reading", func() []Download { return make([]Download, 6) })
+		done := Wait(s, "reading", func() []Download { return slices.Repeat([]Download{{Name: "\x1b\n\t"}}, 6) })
 		time.Sleep(time.Second)
 		synctest.Wait()
-		view := "   1s reading\n" + strings.Repeat("  downloading : 0.0 KiB of 0.\n", 4) + "  … and 2 more downloads\n"
+		view := "   1s reading\n" + strings.Repeat("  downloading \uFFFD  : 0.0 KiB of\n", 4) + "  … and 2 more downloads\n"
 		if out.String() != view {
 			t.Errorf("got %q, want %q", out.String(), view)
 		}

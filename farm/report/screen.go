@@ -100,13 +100,14 @@ func (s *Screen) Show(view func() []string) (hide func()) {
 	})
 }
 
-// draw draws the view, each line cut so that it does not wrap.
+// draw draws the view, each line cut so that it does not wrap: they have names of
+// files and cells that others have chosen.
 func (s *Screen) draw() {
 	if s.view == nil {
 		return
 	}
 	for _, l := range s.view() {
-		line := []rune(l)
+		line := []rune(strings.NewReplacer("\n", " ", "\t", " ").Replace(strings.Map(visible, l)))
 		fmt.Fprintln(s.w, string(line[:min(len(line), s.width-1)]))
 		s.drawn++
 	}
