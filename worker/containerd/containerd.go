@@ -224,7 +224,7 @@ func lost(err error) error {
 // run makes a container, sees it through and removes it. What makes it does not
 // end with ctx: containerd would go on, and nobody would know.
 func (r *Runner) run(ctx context.Context, task worker.Task, chain string) (_ worker.Result, err error) {
-	id := fmt.Sprintf("kofarm-%s-%d", r.claim.Run, r.tasks.Add(1))
+	id := nameOf(r.claim.Run, r.tasks.Add(1))
 	spec, err := specification(task, id)
 	if err != nil {
 		return worker.Result{}, err

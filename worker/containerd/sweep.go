@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -24,6 +25,13 @@ const (
 	fifosPrefix = "fifos-"
 )
 
+// nameOf is the id of a run's container, snapshot and control group.
+func nameOf(run string, task int64) string { return fmt.Sprintf("kofarm-%s-%d", run, task) }
+
+// containerID is what nameOf gives: a container that says it is a killed run's may
+// have another's name, such as one of a control group of the machine's own.
+var containerID = regexp.MustCompile(`^kofarm-[a-z0-9]{16}-[0-9]+$`)
+
 // remove removes a container, whatever it is doing, with what containerd has
 // forgotten of it, and its root file system. Where that fails, it is tried again
 // later.
@@ -31,7 +39,7 @@ func (r *Runner) remove(ctx context.Context, id string) error {
 	ctx, cancel := r.call(ctx)
 	defer cancel()
 	err := r.removeContainer(ctx, id)
-	if err == nil {
+	if err == nil && containerID.MatchString(id) {
 		err = worker.EndCgroup(id)
 	}
 	if err == nil {
