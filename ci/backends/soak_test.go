@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -16,10 +15,7 @@ import (
 // TestSoakDaemonKills kills each kind of daemon KOFARM_SOAK_KILLS times at random
 // moments of runs, up to six times in one, and starts it again.
 func TestSoakDaemonKills(t *testing.T) {
-	n, err := strconv.Atoi(os.Getenv("KOFARM_SOAK_KILLS"))
-	if err != nil || n < 1 {
-		t.Fatalf("KOFARM_SOAK_KILLS=%q is no number of kills: `make soak` sets it", os.Getenv("KOFARM_SOAK_KILLS"))
-	}
+	n := rig.Count(t, "KOFARM_SOAK_KILLS")
 	for _, kind := range []string{"docker", "containerd"} {
 		t.Run(kind, func(t *testing.T) {
 			r, d := prepare(t), own(t, kind, "a")

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,20 +17,8 @@ import (
 	"github.com/kofarm/kofarm/farm/boot"
 )
 
-// boots is KOFARM_SOAK_BOOTS: how many boots `make soak` asks for.
-func boots(t *testing.T) int {
-	t.Helper()
-	v := os.Getenv("KOFARM_SOAK_BOOTS")
-	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 {
-		t.Fatalf("KOFARM_SOAK_BOOTS=%q is no number of boots: `make soak` sets it", v)
-	}
-	return n
-}
-
 // TestSoakEnds has the faults that end a kernel, or seem to.
 func TestSoakEnds(t *testing.T) {
-	boots(t)
 	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)
@@ -95,7 +82,6 @@ test: {require: loaded, accel: tcg}
 // TestSoakMatrix boots every kernel with every module that builds for it, and
 // logs the verdicts as a table.
 func TestSoakMatrix(t *testing.T) {
-	boots(t)
 	dir := t.TempDir()
 	yaml := strings.ReplaceAll(matrixFarm, "TESTDATA", filepath.Join(rig.Root(), "testdata/boot"))
 	rig.Write(t, dir, "farm.yaml", yaml)
@@ -159,7 +145,7 @@ func TestSoakMatrix(t *testing.T) {
 // TestSoakBoots boots again and again, with a build of everything beside it in
 // the second half: no verdict may differ from the first.
 func TestSoakBoots(t *testing.T) {
-	n := boots(t)
+	n := rig.Count(t, "KOFARM_SOAK_BOOTS")
 	b := build(t, faultsFarm, "")
 	k := b.kernel(t, "amd64")
 	b.warm(t, k)

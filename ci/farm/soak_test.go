@@ -18,10 +18,7 @@ import (
 // TestSoakKill ends KOFARM_SOAK_KILLS runs at random moments. The seed is
 // logged, and KOFARM_SOAK_SEED repeats it.
 func TestSoakKill(t *testing.T) {
-	n, err := strconv.Atoi(os.Getenv("KOFARM_SOAK_KILLS"))
-	if err != nil || n < 1 {
-		t.Fatalf("KOFARM_SOAK_KILLS=%q is no number of runs: `make soak` sets it", os.Getenv("KOFARM_SOAK_KILLS"))
-	}
+	n := rig.Count(t, "KOFARM_SOAK_KILLS")
 	seed, err := strconv.ParseUint(os.Getenv("KOFARM_SOAK_SEED"), 10, 64)
 	if err != nil {
 		seed = uint64(time.Now().UnixNano())

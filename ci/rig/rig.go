@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -283,4 +284,15 @@ func Read(t testing.TB, elem ...string) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+// Count reads how often a soak test does something: `make soak` sets the variable.
+func Count(t testing.TB, variable string) int {
+	t.Helper()
+	v := os.Getenv(variable)
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q is no count: `make soak` sets it", variable, v)
+	}
+	return n
 }
